@@ -1,0 +1,303 @@
+"""Plain values that every layer may hold, and that cross the pipe between front and engine.
+
+Laws:
+- Only numbers, strings, tuples and these classes: each value survives JSON (`to_wire`, `from_wire`).
+- Nothing here knows HTTP, ctypes, clocks or threads.
+
+Vocabulary: a *request* makes one *sequence* per choice; a sequence sits in a *slot* (one seq_id of
+the KV cache); slots feed a *batch* (one llama_decode): that is a *step*. Choices are numbered over
+all prompts of a request: index = prompt number * n + choice number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text in segments of (text, parse_special), or token ids; exactly one of the two is set.
+
+    In a segment with parse_special, strings such as `<|im_end|>` become control tokens; in one
+    without, they stay text: what a user typed never turns into a control token.
+    """
+
+    segments: Tuple[Tuple[str, bool], ...] = ()
+    tokens: Optional[Tuple[int, ...]] = None
+    add_special: bool = True  # add BOS/EOS where the vocabulary says so
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters, named and defaulted as llama-server's; row order is chain order."""
+
+    seed: int = 0  # 0..2**32-1; the front draws one when the client gives none
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    repeat_last_n: int = 64
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    min_keep: int = 0
+    logit_bias: Tuple[Tuple[int, float], ...] = ()  # (token id, bias); -inf forbids
+    grammar: str = ""  # GBNF, checked by libloader.grammar; "" = free
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One piece of work for the engine. `kind` is generate, embed, tokenize or detokenize."""
+
+    id: str
+    kind: str
+    prompts: Tuple[Prompt, ...]
+    n: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = -1  # per choice; -1 = to the end of the context
+    stop: Tuple[str, ...] = ()
+    top_logprobs: int = -1  # -1 = none wanted; 0..20 = the token's own and so many alternatives
+    cache_prompt: bool = True
+    deadline_s: float = 0.0  # seconds from submit, over queue, prefill and decode; 0 = none
+    fair_key: str = ""  # who asks: round-robin between these
+    keep_special: bool = False  # put control tokens' text into the answer
+    # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
+    resume: Tuple[Tuple[int, ...], ...] = ()
+
+
+class Usage(NamedTuple):
+    """Token counts of one request over all its choices; n_cached of n_prompt were not computed."""
+
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_completion: int = 0
+
+
+class TokenEvent(NamedTuple):
+    """New tokens of one choice. `text` may be "" while a stop string or a character is undecided.
+
+    Every sampled token appears in `tokens` of exactly one event, also when its text is held back.
+    `logprobs` holds (token id, its bytes as latin-1 text, logprob, ((id, bytes, logprob), ...)).
+    """
+
+    request_id: str
+    index: int
+    text: str
+    tokens: Tuple[int, ...]
+    logprobs: Optional[Tuple[Any, ...]] = None
+
+
+class ChoiceDone(NamedTuple):
+    """The end of one choice. `reason` is stop or length; `stop` the stop string that hit, if any."""
+
+    request_id: str
+    index: int
+    reason: str
+    stop: Optional[str] = None
+
+
+class EmbeddingEvent(NamedTuple):
+    """One pooled, L2-normalised vector: little-endian float32 in base64, as the wire wants it."""
+
+    request_id: str
+    index: int
+    vector: str
+    n_tokens: int
+
+
+class TokensEvent(NamedTuple):
+    """Answer to tokenize (`tokens`, `pieces` as latin-1 text of their bytes) or detokenize (`text`)."""
+
+    request_id: str
+    index: int
+    tokens: Tuple[int, ...]
+    pieces: Tuple[str, ...]
+    text: str
+
+
+class ProgressEvent(NamedTuple):
+    """Prefill progress of one request: n_done of n_prompt tokens are in the KV cache."""
+
+    request_id: str
+    n_prompt: int
+    n_cached: int
+    n_done: int
+
+
+class RequestDone(NamedTuple):
+    """The last event of a request that ended well. `timings` in llama-server's names, ms."""
+
+    request_id: str
+    usage: Usage
+    timings: Dict[str, float]
+
+
+class RequestFailed(NamedTuple):
+    """The last event of a request that did not; `error` is errors.to_wire's value."""
+
+    request_id: str
+    error: Dict[str, Any]
+
+
+Event = Union[
+    TokenEvent, ChoiceDone, EmbeddingEvent, TokensEvent, ProgressEvent, RequestDone, RequestFailed
+]
+
+# Tags of events on the pipe; an event travels as [tag, field, field, ...].
+EVENT_TAGS: Dict[str, Type[Any]] = {
+    "t": TokenEvent,
+    "c": ChoiceDone,
+    "e": EmbeddingEvent,
+    "k": TokensEvent,
+    "p": ProgressEvent,
+    "d": RequestDone,
+    "f": RequestFailed,
+}
+_TAG_OF = {cls: tag for tag, cls in EVENT_TAGS.items()}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the engine child is started with; names are llama-server's flags or llama.h's fields."""
+
+    model: str = ""
+    lib: str = ""  # file or folder given by the user; "" = search
+    alias: str = ""
+    n_gpu_layers: int = 0  # -1 = all
+    n_ctx: int = 0  # per slot; 0 = the model's, capped by memory
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_parallel: int = 4
+    n_threads: int = 0  # 0 = one per core
+    n_threads_batch: int = 0  # 0 = n_threads
+    flash_attn: str = "auto"  # on, off, auto
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    use_mmap: bool = True
+    use_mlock: bool = False
+    kv_unified: Optional[bool] = None  # None = decided by the engine
+    pooling: str = ""  # none, mean, cls, last, rank; "" = the model's, else mean
+    n_queue: int = 0  # waiting requests at most; 0 = the default
+    log_level: str = "warning"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded engine says of itself; sent once it is ready."""
+
+    alias: str = ""
+    path: str = ""
+    description: str = ""  # e.g. "llama 15M F16"
+    architecture: str = ""
+    size_bytes: int = 0
+    n_params: int = 0
+    n_vocab: int = 0
+    n_embd: int = 0
+    n_ctx_train: int = 0
+    n_ctx: int = 0  # cells of the KV cache over all slots
+    n_ctx_slot: int = 0  # tokens that one sequence can hold
+    n_slots: int = 0
+    n_batch: int = 0
+    n_ubatch: int = 0
+    n_threads: int = 0
+    n_threads_batch: int = 0
+    kv_bytes: int = 0
+    bos_token: str = ""
+    eos_token: str = ""
+    special_tokens: Tuple[str, ...] = ()  # text of every control token
+    chat_template: str = ""
+    library_path: str = ""
+    library_release: str = ""
+    library_layout: str = ""
+    backends: Tuple[str, ...] = ()
+    missing: Tuple[str, ...] = ()  # capabilities that this libllama build lacks
+    load_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """The engine as the front sees it at one moment.
+
+    `state` is loading, ok, restarting, stalled, failed or draining. `progress` is 0.0..1.0 while
+    loading. `last_exit` is a signal's name, an exit code as text, or "" if it never ended.
+    """
+
+    state: str = "loading"
+    progress: float = 0.0
+    restarts: int = 0
+    last_exit: str = ""
+    n_running: int = 0
+    n_waiting: int = 0
+    heartbeat_age_s: float = 0.0
+    retry_after_s: float = 0.0
+    info: Optional[ModelInfo] = None
+    detail: str = ""
+    counters: Dict[str, float] = field(default_factory=dict)
+
+
+def to_wire(value: Any) -> Dict[str, Any]:
+    """Return the fields of a dataclass value as JSON-able values (tuples become lists there)."""
+    result: Dict[str, Any] = dataclasses.asdict(value)
+    return result
+
+
+def from_wire(cls: Type[T], data: Dict[str, Any]) -> T:
+    """Rebuild a dataclass of this module from `to_wire`'s values after a trip through JSON.
+
+    Unknown keys are ignored, so that an older front may talk to a newer child in tests.
+    """
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = {name: _frozen(item) for name, item in data.items() if name in known}
+    nested = _NESTED.get(cls, {})
+    for name, inner in nested.items():
+        if values.get(name) is not None:
+            values[name] = _rebuild(inner, data[name])
+    return cls(**values)
+
+
+def event_to_wire(event: Event) -> List[Any]:
+    return [_TAG_OF[type(event)], *event]
+
+
+def event_from_wire(data: Sequence[Any]) -> Event:
+    """Rebuild an event; lists inside it become tuples. KeyError or TypeError if malformed."""
+    cls = EVENT_TAGS[data[0]]
+    event: Event = cls(*(_frozen(item) for item in data[1:]))
+    if isinstance(event, RequestDone):
+        return event._replace(usage=Usage(*event.usage))
+    return event
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _rebuild(inner: Type[Any], data: Any) -> Any:
+    if isinstance(data, (list, tuple)):
+        return tuple(from_wire(inner, item) for item in data)
+    return from_wire(inner, data)
+
+
+_NESTED: Dict[Type[Any], Dict[str, Type[Any]]] = {
+    Request: {"prompts": Prompt, "sampling": Sampling},
+    EngineStatus: {"info": ModelInfo},
+}
