@@ -1,7 +1,7 @@
 """Plain values that every layer may hold, and that cross the pipe between front and engine.
 
 Laws:
-- Only numbers, strings, tuples and these classes: each value survives JSON (`to_wire`, `from_wire`).
+- Only numbers, strings, tuples and these classes: each value survives JSON (`to_wire`).
 - Nothing here knows HTTP, ctypes, clocks or threads.
 
 Vocabulary: a *request* makes one *sequence* per choice; a sequence sits in a *slot* (one seq_id of
@@ -12,8 +12,9 @@ all prompts of a request: index = prompt number * n + choice number.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
 
@@ -26,8 +27,8 @@ class Prompt:
     without, they stay text: what a user typed never turns into a control token.
     """
 
-    segments: Tuple[Tuple[str, bool], ...] = ()
-    tokens: Optional[Tuple[int, ...]] = None
+    segments: tuple[tuple[str, bool], ...] = ()
+    tokens: tuple[int, ...] | None = None
     add_special: bool = True  # add BOS/EOS where the vocabulary says so
 
 
@@ -54,12 +55,12 @@ class Sampling:
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: Tuple[str, ...] = ("\n", ":", '"', "*")
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     min_keep: int = 0
-    logit_bias: Tuple[Tuple[int, float], ...] = ()  # (token id, bias); -inf forbids
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf forbids
     grammar: str = ""  # GBNF, checked by libloader.grammar; "" = free
     ignore_eos: bool = False
 
@@ -70,18 +71,18 @@ class Request:
 
     id: str
     kind: str
-    prompts: Tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...]
     n: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = -1  # per choice; -1 = to the end of the context
-    stop: Tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
     top_logprobs: int = -1  # -1 = none wanted; 0..20 = the token's own and so many alternatives
     cache_prompt: bool = True
     deadline_s: float = 0.0  # seconds from submit, over queue, prefill and decode; 0 = none
     fair_key: str = ""  # who asks: round-robin between these
     keep_special: bool = False  # put control tokens' text into the answer
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
-    resume: Tuple[Tuple[int, ...], ...] = ()
+    resume: tuple[tuple[int, ...], ...] = ()
 
 
 class Usage(NamedTuple):
@@ -100,37 +101,37 @@ class TokenEvent(NamedTuple):
     """
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
     text: str
-    tokens: Tuple[int, ...]
-    logprobs: Optional[Tuple[Any, ...]] = None
+    tokens: tuple[int, ...]
+    logprobs: tuple[Any, ...] | None = None
 
 
 class ChoiceDone(NamedTuple):
-    """The end of one choice. `reason` is stop or length; `stop` the stop string that hit, if any."""
+    """The end of one choice. `reason` is stop or length; `stop` the string that hit, if any."""
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
     reason: str
-    stop: Optional[str] = None
+    stop: str | None = None
 
 
 class EmbeddingEvent(NamedTuple):
     """One pooled, L2-normalised vector: little-endian float32 in base64, as the wire wants it."""
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
     vector: str
     n_tokens: int
 
 
 class TokensEvent(NamedTuple):
-    """Answer to tokenize (`tokens`, `pieces` as latin-1 text of their bytes) or detokenize (`text`)."""
+    """Answer to tokenize (`tokens`; `pieces`, bytes as latin-1 text) or detokenize (`text`)."""
 
     request_id: str
-    index: int
-    tokens: Tuple[int, ...]
-    pieces: Tuple[str, ...]
+    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
+    tokens: tuple[int, ...]
+    pieces: tuple[str, ...]
     text: str
 
 
@@ -148,14 +149,14 @@ class RequestDone(NamedTuple):
 
     request_id: str
     usage: Usage
-    timings: Dict[str, float]
+    timings: dict[str, float]
 
 
 class RequestFailed(NamedTuple):
     """The last event of a request that did not; `error` is errors.to_wire's value."""
 
     request_id: str
-    error: Dict[str, Any]
+    error: dict[str, Any]
 
 
 Event = Union[
@@ -163,7 +164,7 @@ Event = Union[
 ]
 
 # Tags of events on the pipe; an event travels as [tag, field, field, ...].
-EVENT_TAGS: Dict[str, Type[Any]] = {
+EVENT_TAGS: dict[str, type[Any]] = {
     "t": TokenEvent,
     "c": ChoiceDone,
     "e": EmbeddingEvent,
@@ -194,7 +195,7 @@ class EngineSettings:
     cache_type_v: str = "f16"
     use_mmap: bool = True
     use_mlock: bool = False
-    kv_unified: Optional[bool] = None  # None = decided by the engine
+    kv_unified: bool | None = None  # None = decided by the engine
     pooling: str = ""  # none, mean, cls, last, rank; "" = the model's, else mean
     n_queue: int = 0  # waiting requests at most; 0 = the default
     log_level: str = "warning"
@@ -223,13 +224,13 @@ class ModelInfo:
     kv_bytes: int = 0
     bos_token: str = ""
     eos_token: str = ""
-    special_tokens: Tuple[str, ...] = ()  # text of every control token
+    special_tokens: tuple[str, ...] = ()  # text of every control token
     chat_template: str = ""
     library_path: str = ""
     library_release: str = ""
     library_layout: str = ""
-    backends: Tuple[str, ...] = ()
-    missing: Tuple[str, ...] = ()  # capabilities that this libllama build lacks
+    backends: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # capabilities that this libllama build lacks
     load_ms: float = 0.0
 
 
@@ -249,18 +250,18 @@ class EngineStatus:
     n_waiting: int = 0
     heartbeat_age_s: float = 0.0
     retry_after_s: float = 0.0
-    info: Optional[ModelInfo] = None
+    info: ModelInfo | None = None
     detail: str = ""
-    counters: Dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
 
 
-def to_wire(value: Any) -> Dict[str, Any]:
+def to_wire(value: Any) -> dict[str, Any]:
     """Return the fields of a dataclass value as JSON-able values (tuples become lists there)."""
-    result: Dict[str, Any] = dataclasses.asdict(value)
+    result: dict[str, Any] = dataclasses.asdict(value)
     return result
 
 
-def from_wire(cls: Type[T], data: Dict[str, Any]) -> T:
+def from_wire(cls: type[T], data: dict[str, Any]) -> T:
     """Rebuild a dataclass of this module from `to_wire`'s values after a trip through JSON.
 
     Unknown keys are ignored, so that an older front may talk to a newer child in tests.
@@ -274,7 +275,7 @@ def from_wire(cls: Type[T], data: Dict[str, Any]) -> T:
     return cls(**values)
 
 
-def event_to_wire(event: Event) -> List[Any]:
+def event_to_wire(event: Event) -> list[Any]:
     return [_TAG_OF[type(event)], *event]
 
 
@@ -291,13 +292,13 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
-def _rebuild(inner: Type[Any], data: Any) -> Any:
+def _rebuild(inner: type[Any], data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return tuple(from_wire(inner, item) for item in data)
     return from_wire(inner, data)
 
 
-_NESTED: Dict[Type[Any], Dict[str, Type[Any]]] = {
+_NESTED: dict[type[Any], dict[str, type[Any]]] = {
     Request: {"prompts": Prompt, "sampling": Sampling},
     EngineStatus: {"info": ModelInfo},
 }

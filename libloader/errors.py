@@ -37,7 +37,7 @@ Laws:
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, Optional, Type
+from collections.abc import Iterator
 
 
 class IgllamaError(Exception):
@@ -47,8 +47,8 @@ class IgllamaError(Exception):
         self,
         message: str = "",
         *,
-        param: Optional[str] = None,
-        retry_after_s: Optional[float] = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -115,7 +115,7 @@ class ModelNotFound(RequestError):
 class TemplateError(RequestError):
     """`line` is the line of the template, 0 when unknown; `reason` is the message without it."""
 
-    def __init__(self, reason: str = "", *, line: int = 0, param: Optional[str] = None) -> None:
+    def __init__(self, reason: str = "", *, line: int = 0, param: str | None = None) -> None:
         super().__init__(f"{reason} (template line {line})" if line else reason, param=param)
         self.reason = reason
         self.line = line
@@ -169,14 +169,14 @@ class ClientGone(IgllamaError):
     pass
 
 
-def all_classes(root: Type[IgllamaError] = IgllamaError) -> Iterator[Type[IgllamaError]]:
+def all_classes(root: type[IgllamaError] = IgllamaError) -> Iterator[type[IgllamaError]]:
     """Yield `root` and every class below it."""
     yield root
     for child in root.__subclasses__():
         yield from all_classes(child)
 
 
-def to_wire(error: IgllamaError) -> Dict[str, object]:
+def to_wire(error: IgllamaError) -> dict[str, object]:
     """Return plain values from which `from_wire` makes the same error in another process."""
     return {
         "name": type(error).__name__,
@@ -186,7 +186,7 @@ def to_wire(error: IgllamaError) -> Dict[str, object]:
     }
 
 
-def from_wire(data: Dict[str, object]) -> IgllamaError:
+def from_wire(data: dict[str, object]) -> IgllamaError:
     """Rebuild an error from `to_wire`'s values; an unknown name becomes a ServerError."""
     known = {cls.__name__: cls for cls in all_classes()}
     cls = known.get(str(data.get("name")), ServerError)

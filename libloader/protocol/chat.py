@@ -1,0 +1,288 @@
+"""POST /v1/chat/completions: its request fields, its answer and its stream of chunks.
+
+Sources: OpenAI's API reference (chat, streaming), llama-server's README for the extra fields.
+No sockets and no clock: `created` and ids come from the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from libloader import core
+from libloader.errors import FieldUnsupported
+from libloader.protocol import fields, sampling
+from libloader.protocol.fields import Field, boolean, integer, list_of, mapping, one_of, string
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MAX_MESSAGES = 10_000
+MAX_PARTS = 1_000
+MAX_TOOLS = 256
+
+CHAT_FIELDS = (
+    Field("messages", list_of(mapping, MAX_MESSAGES, 1)),
+    Field("tools", list_of(mapping, MAX_TOOLS)),
+    Field("logprobs", boolean, False),
+    Field("top_logprobs", integer(0, 20)),
+    Field("response_format", mapping),
+    Field("chat_template_kwargs", mapping),
+    Field("add_generation_prompt", boolean, True),
+    Field("continue_final_message", boolean, False),
+    Field("enable_thinking", boolean),
+    Field("reasoning_effort", string(64)),
+)
+# Fields of OpenAI and llama-server that would change what the answer means: refused, not ignored.
+REFUSED = ("functions", "function_call", "tool_choice", "grammar", "json_schema", "audio")
+HARMLESS_CHOICES = {"tool_choice": ("auto", "none"), "function_call": ("auto", "none")}
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A checked chat request: what goes to the template, and what goes to the engine."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] | None
+    generation: sampling.Generation
+    template_kwargs: dict[str, Any]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    top_logprobs: int = -1  # -1: the answer carries no logprobs
+
+
+def read_request(
+    body: dict[str, Any],
+    *,
+    seed_source: random.Random,
+    strict: bool = False,
+    defaults: core.Sampling | None = None,
+) -> ChatRequest:
+    """Check a request body; FieldInvalid or FieldUnsupported name the field and the remedy."""
+    _refuse_unbuilt(body)
+    values = fields.read(
+        {k: v for k, v in body.items() if k not in REFUSED},
+        CHAT_FIELDS,
+        sampling.SAMPLING_FIELDS,
+        sampling.GENERATION_FIELDS,
+        strict=strict,
+    )
+    if values["messages"] is None:
+        raise fields.invalid("messages", "an array of messages, each with role and content")
+    generation = sampling.read_generation(
+        values, seed_source=seed_source, defaults=defaults or core.Sampling()
+    )
+    return ChatRequest(
+        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(values["messages"])),
+        tools=_tools(values["tools"], body),
+        generation=generation,
+        template_kwargs=_template_kwargs(values),
+        add_generation_prompt=values["add_generation_prompt"],
+        continue_final_message=values["continue_final_message"],
+        top_logprobs=_top_logprobs(values),
+    )
+
+
+def _refuse_unbuilt(body: dict[str, Any]) -> None:
+    harmless = {n for n, allowed in HARMLESS_CHOICES.items() if body.get(n) in allowed}
+    sampling.refuse_unbuilt(body, [name for name in REFUSED if name not in harmless])
+    kind = body.get("response_format")
+    if isinstance(kind, dict) and kind.get("type", "text") != "text":
+        raise FieldUnsupported(
+            'response_format can only be {"type": "text"} on this server',
+            param="response_format",
+        )
+
+
+def _message(message: dict[str, Any], path: str) -> dict[str, Any]:
+    """Check the parts of a message that every template relies on; the rest is the template's."""
+    role = message.get("role")
+    if role is None:
+        raise fields.invalid(f"{path}.role", "given: one of " + ", ".join(ROLES))
+    one_of(*ROLES)(role, f"{path}.role")
+    content = message.get("content")
+    if content is None and role in ("system", "developer", "user"):
+        raise fields.invalid(f"{path}.content", "a string or an array of text parts")
+    checked = dict(message)
+    if content is not None:
+        checked["content"] = _content(content, f"{path}.content")
+    if message.get("tool_calls") is not None:
+        checked["tool_calls"] = _tool_calls(message["tool_calls"], f"{path}.tool_calls")
+    return checked
+
+
+def _content(content: Any, path: str) -> Any:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise fields.invalid(path, "a string or an array of text parts")
+    parts = list_of(mapping, MAX_PARTS)(content, path)
+    return [_text_part(part, f"{path}[{i}]") for i, part in enumerate(parts)]
+
+
+def _text_part(part: dict[str, Any], path: str) -> dict[str, Any]:
+    if part.get("type") != "text":
+        raise FieldUnsupported(
+            f'{path}.type must be "text": this server takes no images, audio or files',
+            param=f"{path}.type",
+        )
+    return {**part, "text": string()(part.get("text"), f"{path}.text")}
+
+
+def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
+    result = []
+    for i, call in enumerate(list_of(mapping, MAX_TOOLS)(calls, path)):
+        function = mapping(call.get("function"), f"{path}[{i}].function")
+        string(1024, 1)(function.get("name"), f"{path}[{i}].function.name")
+        if not isinstance(function.get("arguments", ""), (str, dict)):
+            raise fields.invalid(f"{path}[{i}].function.arguments", "a JSON string or an object")
+        result.append(call)
+    return result
+
+
+def _tools(
+    tools: tuple[dict[str, Any], ...] | None, body: dict[str, Any]
+) -> tuple[dict[str, Any], ...] | None:
+    """Check the tools; `tool_choice: none` hides them from the model."""
+    if not tools or body.get("tool_choice") == "none":
+        return None
+    for i, tool in enumerate(tools):
+        one_of("function")(tool.get("type", "function"), f"tools[{i}].type")
+        function = mapping(tool.get("function"), f"tools[{i}].function")
+        string(1024, 1)(function.get("name"), f"tools[{i}].function.name")
+    return tools
+
+
+def _template_kwargs(values: fields.Values) -> dict[str, Any]:
+    kwargs = dict(values["chat_template_kwargs"] or {})
+    for name in ("enable_thinking", "reasoning_effort"):
+        if values[name] is not None:
+            kwargs[name] = values[name]
+    if "chat_template" in kwargs:
+        raise FieldUnsupported(
+            "a chat template is chosen at start, with --chat-template",
+            param="chat_template_kwargs.chat_template",
+        )
+    return kwargs
+
+
+def _top_logprobs(values: fields.Values) -> int:
+    if values["top_logprobs"] is not None and not values["logprobs"]:
+        raise fields.invalid("top_logprobs", 'sent together with "logprobs": true')
+    return (values["top_logprobs"] or 0) if values["logprobs"] else -1
+
+
+# ---- answers ----
+
+
+def usage_dict(usage: core.Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.n_prompt,
+        "completion_tokens": usage.n_completion,
+        "total_tokens": usage.n_prompt + usage.n_completion,
+        "prompt_tokens_details": {"cached_tokens": usage.n_cached},
+    }
+
+
+def logprobs_dict(entries: Sequence[Any]) -> dict[str, Any]:
+    """OpenAI's `logprobs` object from core.TokenEvent.logprobs entries."""
+    return {"content": [_logprob(entry) for entry in entries], "refusal": None}
+
+
+def _logprob(entry: Any) -> dict[str, Any]:
+    token, piece, logprob, top = entry
+    return {
+        **_alternative((token, piece, logprob)),
+        "top_logprobs": [_alternative(other) for other in top],
+    }
+
+
+def _alternative(entry: Any) -> dict[str, Any]:
+    token, piece, logprob = entry
+    raw = piece.encode("latin-1")
+    return {
+        "id": token,
+        "token": raw.decode("utf-8", "replace"),
+        "bytes": list(raw),
+        "logprob": logprob,
+    }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One finished choice of a plain answer."""
+
+    text: str
+    finish_reason: str
+    logprobs: dict[str, Any] | None = None
+
+
+def completion(
+    *,
+    id: str,
+    created: int,
+    model: str,
+    choices: Sequence[Choice],
+    usage: core.Usage,
+    timings: dict[str, float],
+) -> dict[str, Any]:
+    """The plain answer."""
+    return {
+        "id": id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [_choice(i, choice) for i, choice in enumerate(choices)],
+        "usage": usage_dict(usage),
+        "timings": timings,
+    }
+
+
+def _choice(index: int, choice: Choice) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": choice.text},
+        "logprobs": choice.logprobs,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+class Chunks:
+    """The chunks of one stream as JSON bytes; id, created and model are rendered only once.
+
+    Hot: `text` runs once per token on the thread that serves all streams.
+    """
+
+    def __init__(self, *, id: str, created: int, model: str, include_usage: bool) -> None:
+        head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._head = dumps(head)[:-1]
+        # With include_usage, every chunk but the last says "usage":null (OpenAI's reference).
+        self._tail = b'],"usage":null}' if include_usage else b"]}"
+        self.include_usage = include_usage
+
+    def first(self, index: int) -> bytes:
+        return self.delta(index, {"role": "assistant", "content": ""})
+
+    def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
+        content = json.dumps(text, ensure_ascii=False).encode()
+        extra = b',"logprobs":%b' % dumps(logprobs) if logprobs is not None else b""
+        return b'%b,"choices":[{"index":%d,"delta":{"content":%b}%b,"finish_reason":null}%b' % (
+            self._head,
+            index,
+            content,
+            extra,
+            self._tail,
+        )
+
+    def delta(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        return b'%b,"choices":[%b%b' % (self._head, dumps(choice), self._tail)
+
+    def usage(self, usage: core.Usage, timings: dict[str, float]) -> bytes:
+        counts = dumps({"usage": usage_dict(usage), "timings": timings})[1:-1]
+        return b'%b,"choices":[],%b}' % (self._head, counts)
