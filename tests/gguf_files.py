@@ -1,0 +1,154 @@
+"""A little GGUF writer for tests: any header, right or wrong, and a tiny llama that loads.
+
+Knows nothing of libloader, so that a mistake there is not repeated here.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from array import array
+from pathlib import Path
+
+U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?"}
+FORMATS.update({U64: "Q", I64: "q", F64: "d"})
+
+
+def string(text) -> bytes:
+    raw = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def scalar(kind: int, value) -> bytes:
+    return string(value) if kind == STRING else struct.pack("<" + FORMATS[kind], value)
+
+
+def value(kind: int, item) -> bytes:
+    """Encode with its type in front; a list is an array of `kind`."""
+    if isinstance(item, (list, tuple)):
+        head = struct.pack("<IIQ", ARRAY, kind, len(item))
+        return head + b"".join(scalar(kind, each) for each in item)
+    return struct.pack("<I", kind) + scalar(kind, item)
+
+
+def key(name, kind: int, item) -> bytes:
+    return string(name) + value(kind, item)
+
+
+def tensor_info(name: str, shape, kind: int = 0, offset: int = 0) -> bytes:
+    dims = struct.pack(f"<{len(shape)}Q", *shape)
+    return string(name) + struct.pack("<I", len(shape)) + dims + struct.pack("<IQ", kind, offset)
+
+
+def header(keys=(), tensors=(), *, version=3, n_keys=None, n_tensors=None) -> bytes:
+    """A header of encoded keys and tensor infos; the counts can be made to lie."""
+    n_tensors = len(tensors) if n_tensors is None else n_tensors
+    n_keys = len(keys) if n_keys is None else n_keys
+    head = b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_keys)
+    return head + b"".join(keys) + b"".join(tensors)
+
+
+def padded(raw: bytes, alignment: int = 32) -> bytes:
+    return raw + b"\0" * (-len(raw) % alignment)
+
+
+def with_data(keys, tensors: dict) -> bytes:
+    """A whole file: `tensors` maps a name to (shape, array of floats), stored as F32."""
+    infos, data = [], b""
+    for name, (shape, numbers) in tensors.items():
+        infos.append(tensor_info(name, shape, 0, len(data)))
+        data += padded(numbers.tobytes())
+    return padded(header(keys, infos)) + data
+
+
+def byte_tokens() -> list[str]:
+    """The 256 characters that stand for bytes in GPT-2's byte-level BPE, in byte order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
+CONTROL, NORMAL = 3, 1
+SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def vocabulary_keys() -> list[bytes]:
+    tokens = byte_tokens() + [merge.replace(" ", "") for merge in MERGES] + SPECIALS
+    kinds = [NORMAL] * (len(tokens) - len(SPECIALS)) + [CONTROL] * len(SPECIALS)
+    bos = tokens.index("<s>")
+    return [
+        key("tokenizer.ggml.model", STRING, "gpt2"),
+        key("tokenizer.ggml.pre", STRING, "gpt-2"),
+        key("tokenizer.ggml.tokens", STRING, tokens),
+        key("tokenizer.ggml.token_type", I32, kinds),
+        key("tokenizer.ggml.merges", STRING, MERGES),
+        key("tokenizer.ggml.bos_token_id", U32, bos),
+        key("tokenizer.ggml.eos_token_id", U32, bos + 1),
+        key("tokenizer.ggml.eot_token_id", U32, bos + 3),
+        key("tokenizer.ggml.add_bos_token", BOOL, True),
+        key("tokenizer.chat_template", STRING, TEMPLATE),
+    ]
+
+
+N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_LAYER, N_CTX, N_VOCAB = 64, 2, 1, 96, 2, 512, 256 + 9 + 4
+
+
+def hyperparameter_keys() -> list[bytes]:
+    counts = {
+        "context_length": N_CTX,
+        "embedding_length": N_EMBD,
+        "block_count": N_LAYER,
+        "feed_forward_length": N_FF,
+        "attention.head_count": N_HEAD,
+        "attention.head_count_kv": N_HEAD_KV,
+        "rope.dimension_count": N_EMBD // N_HEAD,
+        "vocab_size": N_VOCAB,
+    }
+    return [
+        key("general.architecture", STRING, "llama"),
+        key("general.name", STRING, "tiny"),
+        key("general.file_type", U32, 0),
+        *(key(f"llama.{name}", U32, count) for name, count in counts.items()),
+        key("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
+    ]
+
+
+def _tensor_shapes() -> dict[str, tuple[int, ...]]:
+    n_kv = N_EMBD // N_HEAD * N_HEAD_KV
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (N_EMBD, N_VOCAB)}
+    for layer in range(N_LAYER):
+        block = {
+            "attn_norm": (N_EMBD,),
+            "attn_q": (N_EMBD, N_EMBD),
+            "attn_k": (N_EMBD, n_kv),
+            "attn_v": (N_EMBD, n_kv),
+            "attn_output": (N_EMBD, N_EMBD),
+            "ffn_norm": (N_EMBD,),
+            "ffn_gate": (N_EMBD, N_FF),
+            "ffn_up": (N_EMBD, N_FF),
+            "ffn_down": (N_FF, N_EMBD),
+        }
+        shapes.update({f"blk.{layer}.{name}.weight": shape for name, shape in block.items()})
+    shapes["output_norm.weight"] = (N_EMBD,)
+    return shapes
+
+
+def tiny_llama(extra_keys=(), *, seed: int = 1) -> bytes:
+    """A whole llama model with random weights: some 130,000 numbers, the vocabulary above."""
+    rng = random.Random(seed)
+    tensors = {}
+    for name, shape in _tensor_shapes().items():
+        n_numbers = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        flat = (
+            [1.0] * n_numbers if "norm" in name else [rng.gauss(0, 0.2) for _ in range(n_numbers)]
+        )
+        tensors[name] = (shape, array("f", flat))
+    return with_data([*hyperparameter_keys(), *vocabulary_keys(), *extra_keys], tensors)
+
+
+def write(path: Path, raw: bytes) -> str:
+    path.write_bytes(raw)
+    return str(path)
