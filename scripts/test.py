@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Run everything that CI runs: style, types and the whole suite. A bare Python is enough.
+
+    python3 scripts/test.py              all of it
+    python3 scripts/test.py tests/test_engine_*.py -k stop      some tests only, as pytest takes it
+
+The first run makes a private environment in .venv/ (from the package index) and fetches a libllama
+into libloader/lib/ if none is found; later runs need no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".venv"
+# What the checks and tests need. The program itself never imports any of it.
+REQUIREMENTS = (
+    "pytest>=8,<10",
+    "ruff==0.17.6",
+    "mypy>=1.10,<3",
+    "jinja2>=3.1.6,<4",
+    "h11>=0.14,<1",
+    "openai>=1.40,<4",
+    "setuptools>=61",
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Return 0 if all passed. With arguments, only pytest runs, on these."""
+    python = prepare()
+    fetch = [sys.executable, str(ROOT / "scripts" / "fetch_libllama.py"), "--if-missing"]
+    if subprocess.run(fetch, cwd=ROOT).returncode != 0:
+        return 1
+    checked = 0 if arguments else run(python, "scripts/check.py")
+    tested = run(python, "-m", "pytest", *arguments)
+    return checked or tested
+
+
+def prepare() -> Path:
+    """Return the private environment's Python, installing what changed since the last run."""
+    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = ENVIRONMENT / "requirements.sha256"
+    wanted = hashlib.sha256("\n".join((*REQUIREMENTS, sys.version)).encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print("making the test environment in .venv/ (once)", flush=True)
+    venv.create(ENVIRONMENT, with_pip=True, clear=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *REQUIREMENTS], check=True)
+    stamp.write_text(wanted)
+    return python
+
+
+def run(python: Path, *command: str) -> int:
+    print("+", *command, flush=True)
+    return subprocess.run([str(python), *command], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
