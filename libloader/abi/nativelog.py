@@ -1,0 +1,85 @@
+"""The native log: pieces of text with numbers from C, whole lines with `logging` levels in Python.
+
+The C side keeps one log callback per process, so one `NativeLog` serves the one loaded library. C
+may call it from any thread; a callback that is freed while C still knows it crashes the process, so
+it is detached at exit (`library.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Callable, Dict, Optional
+
+from libloader.abi import builds, structs
+
+Deliver = Callable[[int, str], None]  # a logging level, one line without its newline
+
+LOGGER = logging.getLogger("libllama")
+
+# ggml_log_level was renumbered between b3995 and b4234. NONE is text without a level.
+_NEWER = {0: logging.INFO, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_OLDER = {0: logging.INFO, 1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+_RENUMBERED = builds.order("b4103")
+_CONTINUED = 5  # goes on with the line before, at its level
+
+
+class NativeLog:
+    """Receives the native log; `callback` is what llama_log_set wants."""
+
+    def __init__(self, deliver: Optional[Deliver] = None) -> None:
+        self.callback = structs.LogCallback(self._receive)
+        self._deliver = deliver or _to_logging
+        self._levels: Dict[int, int] = _NEWER
+        self._level = logging.INFO
+        self._begun = ""
+        self._lock = threading.Lock()
+        self._capturing: Optional[list[str]] = None
+
+    def set_build(self, low: int) -> None:
+        """Choose the level numbers of the build that is loaded."""
+        self._levels = _OLDER if low < _RENUMBERED else _NEWER
+
+    def errors_during(self, call: Callable[[], object]) -> "tuple[object, list[str]]":
+        """Run `call`; return its result and the error lines logged meanwhile."""
+        self._capturing = []
+        try:
+            result = call()
+            return result, self._capturing
+        finally:
+            self._capturing = None
+
+    def fatal(self, on_fatal: Optional[Callable[[str], None]]) -> Callable[[bytes], None]:
+        """Return what ggml_set_abort_callback wants: the last words before abort()."""
+
+        def receive(text: bytes) -> None:
+            line = text.decode("utf-8", "replace").strip()
+            self._hand_on(logging.CRITICAL, line)
+            if on_fatal is not None:
+                on_fatal(line)
+
+        return receive
+
+    def _receive(self, number: int, text: Optional[bytes], _user_data: object) -> None:
+        """Called from C: must never raise."""
+        pieces = (text or b"").decode("utf-8", "replace")
+        with self._lock:
+            if number != _CONTINUED:
+                self._level = self._levels.get(number, logging.INFO)
+            *lines, self._begun = (self._begun + pieces).split("\n")
+            level = self._level
+        for line in lines:
+            self._hand_on(level, line)
+
+    def _hand_on(self, level: int, line: str) -> None:
+        if self._capturing is not None and level >= logging.ERROR:
+            self._capturing.append(line)
+        try:
+            self._deliver(level, line)
+        except Exception as error:  # nothing may travel back into C
+            LOGGER.debug("the log callback failed: %r", error)
+
+
+def _to_logging(level: int, line: str) -> None:
+    if line.strip():
+        LOGGER.log(level, "%s", line)
