@@ -1,0 +1,118 @@
+"""Embeddings: a context of its own, made when first asked for, fed in bounded pieces.
+
+Lives here: packing of inputs into batches, normalising, base64. Not here: how that context is made
+(whoever builds the Engine gives `open_embedder`), pooling (libllama does it).
+
+Laws:
+- One input is decoded in one piece: pooling looks at one micro-batch. So n_ubatch is the limit.
+- Inputs of one request and of several share a batch, each under a seq_id of its own.
+- While chat is running one call decodes at most POLITE_TOKENS, or one input that is longer.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from libloader.core import EmbeddingEvent
+from libloader.engine.ports import BatchPort, ContextPort, OpenEmbedder
+from libloader.engine.sequence import LiveRequest
+from libloader.errors import DecodeFailed
+
+POLITE_TOKENS = 512
+
+
+class Input(NamedTuple):
+    """One text to embed."""
+
+    live: LiveRequest
+    number: int
+    tokens: list[int]
+
+
+class Embedder:
+    """Owns the embedding context and the line of inputs before it. Engine thread only."""
+
+    def __init__(self, open_embedder: OpenEmbedder) -> None:
+        self._open = open_embedder
+        self._stack = ExitStack()
+        self._pair: tuple[ContextPort, BatchPort] | None = None
+        self._line: deque[Input] = deque()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def n_input_max(self) -> int:
+        """Return how many tokens one input may have. Makes the context if there is none yet."""
+        context, batch = self._native()
+        return min(context.n_ubatch, context.n_ctx_seq, batch.capacity)
+
+    def push(self, item: Input) -> None:
+        self._line.append(item)
+
+    def drop(self, live: LiveRequest) -> None:
+        """Forget the inputs of `live` that are still in line."""
+        self._line = deque(item for item in self._line if item.live is not live)
+
+    def next_inputs(self, chat_is_running: bool) -> list[Input]:
+        """Take from the line what the next batch holds: at least one input if there is one."""
+        if not self._line:
+            return []
+        context, batch = self._native()
+        room = min(batch.capacity, context.n_batch, context.n_ctx)
+        if chat_is_running:
+            room = min(room, POLITE_TOKENS)
+        taken: list[Input] = []
+        while self._line and len(taken) < context.n_seq_max:
+            room -= len(self._line[0].tokens)
+            if taken and room < 0:
+                break
+            taken.append(self._line.popleft())
+        return taken
+
+    def embed(self, inputs: list[Input]) -> list[EmbeddingEvent]:
+        """Decode `inputs` as one batch. Raises DecodeFailed; the context is clean either way."""
+        context, batch = self._native()
+        batch.clear()
+        for seq_id, item in enumerate(inputs):
+            for position, token in enumerate(item.tokens):
+                batch.add(token, position, seq_id, True)
+        try:
+            code = context.decode(batch)
+            if code != 0:
+                raise DecodeFailed(f"llama_decode answered {code} to an embedding batch")
+            return [_event(item, context.embeddings_seq(i)) for i, item in enumerate(inputs)]
+        finally:
+            for seq_id in range(len(inputs)):
+                context.seq_rm(seq_id, 0, -1)
+
+    def close(self) -> None:
+        self._pair = None
+        self._stack.close()
+
+    def _native(self) -> tuple[ContextPort, BatchPort]:
+        if self._pair is None:
+            self._pair = self._stack.enter_context(self._open())
+        return self._pair
+
+
+def _event(item: Input, vector: Sequence[float]) -> EmbeddingEvent:
+    request_id = item.live.request.id
+    return EmbeddingEvent(request_id, item.number, _wire_form(vector), len(item.tokens))
+
+
+def _wire_form(vector: Sequence[float]) -> str:
+    """Return `vector` at length 1 as base64 of little-endian float32; zeros stay zeros."""
+    norm = math.sqrt(sum(x * x for x in vector))
+    scaled = array("f", [x / norm for x in vector] if norm else vector)
+    if _BIG_ENDIAN:
+        scaled.byteswap()
+    return base64.b64encode(scaled.tobytes()).decode("ascii")
+
+
+_BIG_ENDIAN = array("H", [1]).tobytes()[0] == 0

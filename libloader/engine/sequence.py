@@ -1,0 +1,106 @@
+"""One choice of a request, from its prompt to its last token, and the request that it belongs to.
+
+Lives here: what a sequence knows of itself, when it ends and why. Not here: when it runs
+(scheduler.py), who samples for it (engine.py).
+
+    tokens   [ prompt ............. | resumed | sampled ... | last ]
+    slot     [ in the KV cache ............................ ]          n_pending = 1: it decodes
+    slot     [ in the KV cache ]                                       n_pending > 1: it prefills
+"""
+
+from __future__ import annotations
+
+import math
+
+from libloader.core import Request
+from libloader.engine.detokenizer import Detokenizer
+from libloader.engine.ports import ChainPort
+from libloader.engine.slot import Slot
+
+STOP, LENGTH = "stop", "length"
+
+
+class Sequence:
+    """One choice. `reason` is "" while it lives, else stop or length."""
+
+    __slots__ = (
+        "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
+        "reason", "leader", "n_shared", "number", "is_counted",
+    )  # fmt: skip
+
+    def __init__(self, live: LiveRequest, index: int, prompt: list[int], n_ctx: int) -> None:
+        max_tokens = live.request.max_tokens
+        self.live = live
+        self.index = index
+        self.tokens = list(prompt)
+        self.n_prompt = len(prompt)
+        # The last token is sampled but need not be decoded: n_limit counts it all the same.
+        self.n_limit = n_ctx if max_tokens < 0 else min(n_ctx, len(prompt) + max_tokens)
+        self.slot: Slot | None = None
+        self.chain: ChainPort | None = None
+        self.detokenizer = Detokenizer(live.request.stop)
+        self.reason = ""
+        self.leader: Sequence | None = None  # whose prefill this one waits to share
+        self.n_shared = 0  # tokens to be had from `leader`
+        self.number = 0  # order of arrival, over all requests
+        self.is_counted = False  # what it found in the KV cache is in the request's n_cached
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are not in the KV cache yet."""
+        return len(self.tokens) - (len(self.slot.tokens) if self.slot else 0)
+
+    @property
+    def n_completion(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    def take(self, token: int, piece: bytes, ends: bool) -> str:
+        """Append a sampled token; return the text that it makes certain. Hot.
+
+        `ends` says that this token ends the generation; its piece is not part of the text.
+        """
+        self.tokens.append(token)
+        if ends:
+            self.reason = STOP
+            return self.detokenizer.flush()
+        text = self.detokenizer.push(piece)
+        if self.detokenizer.stop is not None:
+            self.reason = STOP
+        elif len(self.tokens) >= self.n_limit:
+            text += self.cut_short()
+        return text
+
+    def cut_short(self) -> str:
+        """End it here, for want of room or time; return the text that was held back."""
+        self.reason = LENGTH
+        return self.detokenizer.flush()
+
+
+class LiveRequest:
+    """One request inside the engine: its choices, its clock, its counts."""
+
+    __slots__ = (
+        "request", "sequences", "n_open", "submitted_s", "deadline_s", "seated_s",
+        "first_token_s", "n_prompt", "n_cached", "n_computed",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, now_s: float) -> None:
+        self.request = request
+        self.sequences: list[Sequence] = []
+        self.n_open = 0  # choices that have not ended
+        self.submitted_s = now_s
+        self.deadline_s = now_s + request.deadline_s if request.deadline_s > 0 else math.inf
+        self.seated_s = math.inf
+        self.first_token_s = math.inf
+        self.n_prompt = 0  # each prompt counted once, whatever n is
+        self.n_cached = 0  # of n_prompt, not computed
+        self.n_computed = 0  # prompt tokens decoded, over all choices
+
+    @property
+    def is_seated(self) -> bool:
+        """True once anything of it has begun to be computed."""
+        return self.seated_s != math.inf
+
+    @property
+    def n_completion(self) -> int:
+        return sum(sequence.n_completion for sequence in self.sequences)

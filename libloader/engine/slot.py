@@ -1,0 +1,130 @@
+"""Slots: the seq_ids of one KV cache, and an exact mirror of what each of them holds there.
+
+Lives here: every change of the native memory (seq_rm, seq_cp) and the count of used cells.
+Not here: which slot a sequence gets (scheduler.py), what is decoded (engine.py).
+
+Laws:
+- `slot.tokens[i]` is the token at position i of seq_id in the native memory, always, also after a
+  failed decode. `check_integrity` compares both.
+- In a unified cache a cell that several slots share is counted once. Cells are told apart by
+  spans: (origin, end) says that the cells from the last span's end to `end` were computed under
+  `origin`; whoever shares or cuts a slot closes its open span, so that no two different cells ever
+  have the same origin and position.
+
+    slot 0   [ origin 1 ........... 700 ][ origin 3, its open tail ... 812 ]
+    slot 1   [ origin 1 ........... 700 ][ origin 2 ... 731 ]      cells used: 812 + 31
+"""
+
+from __future__ import annotations
+
+from libloader.engine.ports import ContextPort
+
+WHOLE = -1  # llama.h: a p1 below 0 means "to the end"
+
+
+class Slot:
+    """One seq_id: the tokens in its KV cache and the sequence that sits in it, if any."""
+
+    __slots__ = ("seq_id", "tokens", "sequence", "last_used", "spans", "origin")
+
+    def __init__(self, seq_id: int) -> None:
+        self.seq_id = seq_id
+        self.tokens: list[int] = []
+        self.sequence: object | None = None  # who sits here; only its identity matters
+        self.last_used = 0  # step number
+        self.spans: list[tuple[int, int]] = []
+        self.origin = 0  # of the open tail; 0 = none opened yet
+
+    def closed_end(self) -> int:
+        return self.spans[-1][1] if self.spans else 0
+
+
+class Slots:
+    """All slots of one context. Engine thread only."""
+
+    def __init__(self, context: ContextPort) -> None:
+        self._context = context
+        self.unified = context.kv_unified
+        self.all = [Slot(seq_id) for seq_id in range(context.n_seq_max)]
+        self._origins = 0
+
+    def idle(self) -> list[Slot]:
+        """Return the slots in which nobody sits, least recently used first, empty ones before."""
+        free = [slot for slot in self.all if slot.sequence is None]
+        return sorted(free, key=lambda slot: (bool(slot.tokens), slot.last_used, slot.seq_id))
+
+    def n_used(self, slots: list[Slot] | None = None) -> int:
+        """Return the number of distinct cells that `slots` (all by default) occupy."""
+        ends: dict[int, tuple[int, int]] = {}
+        for slot in self.all if slots is None else slots:
+            start = 0
+            for origin, end in self._spans_of(slot):
+                ends[origin] = max(ends.get(origin, (0, 0)), (end, start))
+                start = end
+        return sum(end - start for end, start in ends.values())
+
+    def n_free(self) -> int:
+        return self._context.n_ctx - self.n_used()
+
+    def append(self, slot: Slot, tokens: list[int]) -> None:
+        """Note that `tokens` were decoded at the end of `slot`. Hot."""
+        if not slot.origin:
+            self._origins += 1
+            slot.origin = self._origins
+        slot.tokens += tokens
+
+    def truncate(self, slot: Slot, n: int) -> bool:
+        """Keep the first `n` tokens. False, and an empty slot, where this memory cannot be cut.
+
+        Also takes away what a failed decode may have left beyond the tokens we know of.
+        """
+        if n <= 0:
+            self._empty(slot)
+            return n == 0
+        if not self._context.seq_rm(slot.seq_id, n, WHOLE) or self._lost(slot, n):
+            self._empty(slot)
+            return False
+        self._close(slot)
+        del slot.tokens[n:]
+        while slot.spans and (slot.spans[-2][1] if len(slot.spans) > 1 else 0) >= n:
+            slot.spans.pop()
+        if slot.spans:
+            slot.spans[-1] = (slot.spans[-1][0], min(n, slot.spans[-1][1]))
+        return True
+
+    def share(self, source: Slot, target: Slot, n: int) -> int:
+        """Give `target` the first `n` tokens of `source`; return how many it has now."""
+        assert source is not target and n <= len(source.tokens)
+        self._empty(target)
+        if not n:
+            return 0
+        # Separate streams can only be copied whole (abi.md, from b6122); the tail is cut after.
+        self._context.seq_cp(source.seq_id, target.seq_id, 0, n if self.unified else WHOLE)
+        self._close(source)
+        target.tokens, target.spans = list(source.tokens), list(source.spans)
+        self.truncate(target, n)
+        return len(target.tokens)
+
+    def check_integrity(self) -> None:
+        """Assert that the mirror is true. For tests, after every step."""
+        for slot in self.all:
+            n_held = self._context.seq_pos_max(slot.seq_id) + 1
+            assert n_held == len(slot.tokens), f"slot {slot.seq_id}: {n_held} held"
+            ends = [end for _, end in self._spans_of(slot)]
+            assert ends == sorted(set(ends)) and (ends[-1] if ends else 0) == len(slot.tokens)
+        assert not self.unified or self.n_used() <= self._context.n_ctx
+
+    def _spans_of(self, slot: Slot) -> list[tuple[int, int]]:
+        n = len(slot.tokens)
+        return slot.spans if n == slot.closed_end() else [*slot.spans, (slot.origin, n)]
+
+    def _close(self, slot: Slot) -> None:
+        slot.spans = list(self._spans_of(slot))
+        slot.origin = 0
+
+    def _empty(self, slot: Slot) -> None:
+        self._context.seq_rm(slot.seq_id, 0, WHOLE)
+        slot.tokens, slot.spans, slot.origin = [], [], 0
+
+    def _lost(self, slot: Slot, n: int) -> bool:
+        return self._context.seq_pos_max(slot.seq_id) != n - 1

@@ -1,0 +1,87 @@
+"""Durations and counts: per request in llama-server's names, and over the engine's life.
+
+Not here: any clock; all times come in as numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from libloader.core import Usage
+from libloader.engine.sequence import LiveRequest
+from libloader.errors import IgllamaError
+
+
+def usage_of(live: LiveRequest) -> Usage:
+    return Usage(live.n_prompt, live.n_cached, live.n_completion)
+
+
+def timings_of(live: LiveRequest, now_s: float) -> dict[str, float]:
+    """Return llama-server's `timings`: prompt_* from seat to first token, predicted_* from there.
+
+    predicted_n counts every choice; the first token of each belongs to the prompt's time.
+    """
+    first_s = min(live.first_token_s, now_s)
+    prompt_ms = (first_s - min(live.seated_s, first_s)) * 1e3
+    predicted_ms = (now_s - first_s) * 1e3
+    return {
+        "cache_n": live.n_cached,
+        "prompt_n": live.n_computed,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": _ratio(prompt_ms, live.n_computed),
+        "prompt_per_second": _ratio(live.n_computed * 1e3, prompt_ms),
+        "predicted_n": live.n_completion,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": _ratio(predicted_ms, live.n_completion),
+        "predicted_per_second": _ratio(live.n_completion * 1e3, predicted_ms),
+    }
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+class Counters:
+    """Totals since the engine began; `figures` names them for the metrics page."""
+
+    def __init__(self) -> None:
+        self.n_requests = 0
+        self.n_cancelled = 0
+        self.n_prompt_tokens = 0
+        self.n_cached_tokens = 0
+        self.n_completion_tokens = 0
+        self.n_batches = 0
+        self.n_batch_rows = 0
+        self.n_refused_batches = 0
+        self.n_preempted = 0
+        self.failures: dict[str, int] = {}  # by error class
+
+    def count_request(self, usage: Usage) -> None:
+        self.n_requests += 1
+        self.n_prompt_tokens += usage.n_prompt
+        self.n_cached_tokens += usage.n_cached
+        self.n_completion_tokens += usage.n_completion
+
+    def count_failure(self, error: IgllamaError) -> None:
+        name = type(error).__name__
+        self.failures[name] = self.failures.get(name, 0) + 1
+
+    def figures(self) -> dict[str, float]:
+        """Return every counter by name; failures as `failed_<class>`."""
+        named = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        return {**named, **{f"failed_{name}": n for name, n in self.failures.items()}}
+
+
+class Average:
+    """A mean that forgets: each new value counts one part in `memory`."""
+
+    def __init__(self, memory: int = 16) -> None:
+        self.value = math.nan
+        self._memory = memory
+
+    def add(self, value: float) -> None:
+        known = not math.isnan(self.value)
+        self.value = self.value + (value - self.value) / self._memory if known else value
+
+    def or_else(self, default: float) -> float:
+        return default if math.isnan(self.value) else self.value

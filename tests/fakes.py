@@ -1,0 +1,332 @@
+"""A fake llama layer: no libllama, no clock, no chance; same protocols, same refusals.
+
+The fake model's next token is a hash of the sequence's own tokens, so a sequence that ever sees a
+token, a cell or a logits row of another one tells on itself. What aborts the process in libllama
+(bad ids, gaps in positions, partial copies between streams, too many rows) is an AssertionError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Callable
+
+from libloader.core import EngineSettings, Event, Prompt, Request, Sampling
+from libloader.engine.engine import Engine
+
+BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
+PIECES: tuple[bytes, ...] = (
+    *(bytes([value]) for value in range(256)),
+    b"<s>", b"</s>", b"<|im_start|>", b"<|im_end|>",
+    *(f" w{number}".encode() for number in range(40)),
+    "é".encode(), "日".encode(), "🙂".encode(), "🙂".encode()[:2], "🙂".encode()[2:],
+)  # fmt: skip
+CONTROL = (BOS, EOS, IM_START, IM_END)
+
+
+class FakeClock:
+    """Monotonic seconds that only pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class FakeVocab:
+    """Bytes are tokens 0..255; four control tokens; some words and parts of characters above."""
+
+    def __init__(self, bos: int = BOS) -> None:
+        self.n_tokens = len(PIECES)
+        self.bos = bos
+        self.eos = EOS
+        self.special_tokens = tuple(PIECES[token].decode() for token in CONTROL)
+        self.n_tokenized = 0
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        self.n_tokenized += 1
+        tokens = [self.bos] if add_special and self.bos >= 0 else []
+        data = text.encode()
+        while data:
+            token = self._control_at(data) if parse_special else None
+            token = data[0] if token is None else token
+            tokens.append(token)
+            data = data[len(PIECES[token]) :]
+        return tokens
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        assert 0 <= token < self.n_tokens, "libllama aborts here"
+        return b"" if token in CONTROL and not special else PIECES[token]
+
+    def is_eog(self, token: int) -> bool:
+        return token in (EOS, IM_END)
+
+    def _control_at(self, data: bytes) -> int | None:
+        return next((token for token in CONTROL if data.startswith(PIECES[token])), None)
+
+
+class FakeModel:
+    def __init__(self, bos: int = BOS) -> None:
+        self.vocab = FakeVocab(bos)
+
+
+class FakeBatch:
+    """Rows as (token, position, seq_id, wants_logits)."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: list[tuple[int, int, int, bool]] = []
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.rows)
+
+    def clear(self) -> None:
+        self.rows.clear()
+
+    def add(self, token: int, position: int, seq_id: int, wants_logits: bool) -> None:
+        assert len(self.rows) < self.capacity, "libllama aborts here"
+        self.rows.append((token, position, seq_id, wants_logits))
+
+
+class Cell:
+    """One cell of the fake KV cache: a token after its whole past, and how many sequences use it."""
+
+    __slots__ = ("past", "n_users")
+
+    def __init__(self, past: int) -> None:
+        self.past = past
+        self.n_users = 1
+
+
+@functools.cache
+def after(past: int, token: int) -> int:
+    """Return the hash of a past that goes on with `token`."""
+    return zlib.crc32(b"%d,%d" % (past, token))
+
+
+def past_of(tokens: Sequence[int]) -> int:
+    return functools.reduce(after, tokens, 0)
+
+
+class FakeContext:
+    """A context whose memory is exact: cells, sharing, capacity, and what libllama refuses.
+
+    `fault(batch)` may answer a code instead of decoding; `cost_s(n_rows)` passes on the clock.
+    `can_cut=False` behaves as a recurrent model: seq_rm of a part is refused.
+    """
+
+    def __init__(
+        self, n_ctx: int = 1024, n_seq_max: int = 4, *, unified: bool = True, n_batch: int = 64,
+        n_ubatch: int = 16, clock: FakeClock | None = None, can_cut: bool = True,
+    ) -> None:  # fmt: skip
+        self.n_ctx, self.n_seq_max, self.kv_unified = n_ctx, n_seq_max, unified
+        self.n_ctx_seq = n_ctx if unified else n_ctx // n_seq_max
+        self.n_batch, self.n_ubatch = n_batch, n_ubatch
+        self.cells: dict[int, list[Cell]] = {seq_id: [] for seq_id in range(n_seq_max)}
+        self.n_used = 0  # distinct cells, over all sequences
+        self.rows: dict[int, int] = {}  # batch row -> hash of its past, where logits were wanted
+        self.tokens_of: Callable[[int], int] = default_next_token
+        self.fault: Callable[[FakeBatch], int | None] = lambda batch: None
+        self.cost_s: Callable[[int], float] = lambda n_rows: 0.0
+        self.clock = clock or FakeClock()
+        self.can_cut = can_cut
+        self.batches: list[list[tuple[int, int, int, bool]]] = []
+
+    @property
+    def n_decoded(self) -> int:
+        return sum(map(len, self.batches))
+
+    def decode(self, batch: FakeBatch) -> int:
+        assert 0 < batch.n_tokens <= self.n_batch, "libllama aborts here"
+        self.clock.pass_s(self.cost_s(batch.n_tokens))
+        self.rows = {}
+        code = self.fault(batch)
+        if code is not None:
+            return code
+        if not self._has_room(batch):
+            return 1
+        for row, (token, position, seq_id, wants_logits) in enumerate(batch.rows):
+            self._decode_row(token, position, seq_id)
+            if wants_logits:
+                self.rows[row] = self.cells[seq_id][-1].past
+        self.batches.append(list(batch.rows))
+        return 0
+
+    def seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
+        cells = self.cells[seq_id]
+        end = len(cells) if p1 < 0 else min(p1, len(cells))
+        assert end == len(cells), "the engine only ever cuts tails"
+        if not self.can_cut and 0 < p0 < len(cells):
+            return False
+        for cell in cells[p0:]:
+            self._leave(cell)
+        del cells[p0:]
+        return True
+
+    def seq_cp(self, src: int, dst: int, p0: int, p1: int) -> None:
+        assert src != dst and p0 == 0 and not self.cells[dst]
+        n = len(self.cells[src]) if p1 < 0 or not self.can_cut else p1
+        if self.kv_unified:
+            self.cells[dst] = self.cells[src][:n]
+            for cell in self.cells[dst]:
+                cell.n_users += 1
+        else:
+            assert p1 < 0, "libllama aborts: only whole streams can be copied"
+            self.cells[dst] = [Cell(cell.past) for cell in self.cells[src]]
+            self.n_used += n
+
+    def seq_pos_max(self, seq_id: int) -> int:
+        return len(self.cells[seq_id]) - 1
+
+    def logits_row(self, row: int) -> array[float]:
+        chosen = self.tokens_of(self.rows[row])
+        return array("f", [5.0 if token == chosen else 0.0 for token in range(len(PIECES))])
+
+    def embeddings_seq(self, seq_id: int) -> array[float]:
+        past = self.cells[seq_id][-1].past
+        return array("f", [float(past & 0xFF), float(past >> 8 & 0xFF), 1.0])
+
+    def _has_room(self, batch: FakeBatch) -> bool:
+        if self.kv_unified:
+            return self.n_used + batch.n_tokens <= self.n_ctx
+        held = {seq_id: len(cells) for seq_id, cells in self.cells.items()}
+        for _, _, seq_id, _ in batch.rows:
+            held[seq_id] += 1
+        return max(held.values()) <= self.n_ctx_seq
+
+    def _decode_row(self, token: int, position: int, seq_id: int) -> None:
+        cells = self.cells[seq_id]
+        assert position == len(cells), f"libllama refuses: {position} after {len(cells)} tokens"
+        assert 0 <= token < len(PIECES), "libllama refuses"
+        cells.append(Cell(after(cells[-1].past if cells else 0, token)))
+        self.n_used += 1
+
+    def _leave(self, cell: Cell) -> None:
+        cell.n_users -= 1
+        self.n_used -= cell.n_users == 0
+
+
+def default_next_token(past: int) -> int:
+    """Any token but control tokens; about one in forty ends the sequence."""
+    return EOS if past % 40 == 0 else past % 256 if past % 3 else 260 + past % (len(PIECES) - 260)
+
+
+def never_ending(past: int) -> int:
+    return 97 + past % 26
+
+
+class FakeChain:
+    """Greedy. Remembers what it accepted, and who closed it."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.accepted: list[int] = []
+        self.closed = False
+
+    def sample(self, context: FakeContext, row: int) -> int:
+        assert not self.closed and row in context.rows, "libllama crashes here"
+        token = context.tokens_of(context.rows[row])
+        self.accepted.append(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        assert not self.closed
+        self.accepted.append(token)
+
+    def close(self) -> None:
+        assert not self.closed, "closed twice"
+        self.closed = True
+
+
+class Bench:
+    """An engine on fakes and what it said: submit, step until idle, read the answers by id."""
+
+    def __init__(
+        self, context: FakeContext | None = None, *, n_parallel: int = 4, bos: int = BOS,
+        open_chain: Callable[[Sampling], FakeChain] = FakeChain, **settings: object,
+    ) -> None:  # fmt: skip
+        self.clock = FakeClock()
+        self.context = context or FakeContext()
+        self.context.clock = self.clock
+        self.model = FakeModel(bos)
+        self.embedding_context = FakeContext(256, 8, n_batch=64, n_ubatch=64)
+        self.trail: list[tuple[str, str, int]] = []
+        self.chains: list[FakeChain] = []
+        self._open_chain = open_chain
+        self.engine = Engine(
+            self.model,
+            self.context,
+            EngineSettings(n_parallel=n_parallel, **settings),
+            batch=FakeBatch(self.context.n_batch),
+            open_chain=self.open_chain,
+            open_embedder=self.open_embedder,
+            clock=self.clock,
+            breadcrumb=lambda *crumb: self.trail.append(crumb),
+        )
+        self.events: list[Event] = []
+
+    def open_chain(self, sampling: Sampling) -> FakeChain:
+        self.chains.append(self._open_chain(sampling))
+        return self.chains[-1]
+
+    @contextlib.contextmanager
+    def open_embedder(self) -> Iterator[tuple[FakeContext, FakeBatch]]:
+        yield self.embedding_context, FakeBatch(self.embedding_context.n_batch)
+
+    def submit(self, name: str, prompt: object = "hello", **fields: object) -> None:
+        """Submit a request; `prompt` is a text, a list of token ids, or a tuple of such."""
+        prompts = prompt if isinstance(prompt, tuple) else (prompt,)
+        fields.setdefault("kind", "generate")
+        self.engine.submit(Request(name, prompts=tuple(map(as_prompt, prompts)), **fields))
+
+    def step(self, n: int = 1) -> list[Event]:
+        events: list[Event] = []
+        for _ in range(n):
+            events += self.engine.step()
+            self.engine.check_integrity()
+            assert self.context.n_used == self.engine.n_cells_used or not self.context.kv_unified
+        self.events += events
+        return events
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(max_steps):
+            if self.engine.idle:
+                return
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def of(self, name: str, *kinds: type) -> list[Event]:
+        """Return the events of one request, of the given classes or all."""
+        return [
+            event
+            for event in self.events
+            if event.request_id == name and (not kinds or isinstance(event, kinds))
+        ]
+
+
+def as_prompt(prompt: object) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(segments=((prompt, False),))
+    return Prompt(tokens=tuple(prompt))  # type: ignore[arg-type]
+
+
+def expected_tokens(
+    prompt: Sequence[int], limit: int, next_token: Callable[[int], int] = default_next_token
+) -> list[int]:
+    """Return what the fake model says to `prompt`, to its end token or `limit` tokens."""
+    past, result = past_of(prompt), []
+    while len(result) < limit and (not result or result[-1] != EOS):
+        result.append(next_token(past))
+        past = after(past, result[-1])
+    return result
