@@ -1,0 +1,105 @@
+"""llama_token_data_array: tokens with their logits, as samplers take them when called one by one.
+
+    [ id | logit | p ][ id | logit | p ] ...      four bytes each; samplers reorder and cut it
+
+Filling is two strided copies, about 1 ms for 150,000 tokens, with the GIL: only what cannot go
+through llama_sampler_sample does it, that is a grammar's second choice and log probabilities.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+from libloader.errors import NanLogits
+from libloader.llama.handle import Handle
+
+N_TOP = 20  # alternatives per token that a request may ask for
+
+
+class Candidates:
+    """An array over tokens 0..n_tokens-1; belongs to Python, nothing to close."""
+
+    def __init__(self, lib: Any, n_tokens: int) -> None:
+        self._lib, self._n_tokens = lib, n_tokens
+        self._storage = (ctypes.c_float * (3 * n_tokens))()
+        raw = memoryview(self._storage).cast("B")
+        self._floats, self._ids = raw.cast("f"), raw.cast("i")
+        numbers = (ctypes.c_int32 * n_tokens)(*range(n_tokens))
+        self._numbered = memoryview(numbers).cast("B").cast("i")
+        self._array = lib.TokenDataArray()
+        self._array.data = ctypes.cast(self._storage, type(self._array.data))
+        self.pointer = ctypes.byref(self._array)
+
+    def fill(self, logits: Any) -> None:
+        """Take all tokens with the logits that a pointer from `Context.logits_pointer` shows."""
+        size = ctypes.c_float * self._n_tokens
+        view = memoryview(ctypes.cast(logits, ctypes.POINTER(size)).contents)
+        self._ids[0::3] = self._numbered
+        self._floats[1::3] = view.cast("B").cast("f")
+        self._restart()
+
+    def fill_one(self, token: int) -> None:
+        """Be an array of one, with logit 0."""
+        self._ids[0], self._floats[1], self._floats[2] = token, 0.0, 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._array.size, self._array.selected, self._array.sorted = self._n_tokens, -1, False
+
+    def apply(self, sampler: Any) -> None:
+        self._lib.llama_sampler_apply(sampler, self.pointer)
+
+    def choose(self, sampler: Any) -> int:
+        """Run a sampler or chain that picks, and return the token."""
+        self.apply(sampler)
+        index = self._array.selected
+        if not 0 <= index < self._array.size:
+            raise NanLogits("the sampler chain picked no token")
+        token: int = self._ids[3 * index]
+        return token
+
+    @property
+    def size(self) -> int:
+        return int(self._array.size)
+
+    def entry(self, index: int) -> tuple[int, float, float]:
+        """Return (token, logit, p) of one place."""
+        at = 3 * index
+        return self._ids[at], self._floats[at + 1], self._floats[at + 2]
+
+
+class LogprobReader(Handle):
+    """Computes log probabilities from logits: the softmax and the sorting happen in C.
+
+    Not thread-safe: one context's engine thread.
+    """
+
+    def __init__(self, lib: Any, n_vocab: int, parent: Handle) -> None:
+        super().__init__("logprob reader", lib.llama_sampler_init_dist(0), self._free_both, parent)
+        self._lib = lib
+        self._top_k = lib.llama_sampler_init_top_k(min(N_TOP, n_vocab))
+        self._candidates = Candidates(lib, n_vocab)
+
+    def _free_both(self, softmax: Any) -> None:
+        self._lib.llama_sampler_free(self._top_k)
+        self._lib.llama_sampler_free(softmax)
+
+    def read(self, logits: Any, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """Return the log probability of `token`, and (id, logprob) of the likeliest, best first.
+
+        These are the model's own, before any sampler: log p = logit - log(sum of e^logits), and
+        the sum is known from the likeliest token, whose p is never too small for a float.
+        """
+        candidates = self._candidates
+        candidates.fill(logits)
+        candidates.apply(self.pointer)
+        candidates.apply(self._top_k)
+        entries = [candidates.entry(index) for index in range(candidates.size)]
+        _, highest, p = entries[0]
+        if not (math.isfinite(highest) and p > 0):
+            raise NanLogits("the model produced no finite numbers for the next token")
+        log_sum = highest - math.log(p)
+        top = [(each, logit - log_sum) for each, logit, _ in entries[:n_top]]
+        return logits[token] - log_sum, top

@@ -1,0 +1,128 @@
+"""A loaded model: the file, checked, in libllama's memory; its vocabulary and its figures.
+
+Laws:
+- libllama sees a file only after `gguf.read` and `preflight.check` have.
+- What the file says is read from its header in Python; C is asked for what it computes itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any, Callable
+
+from libloader.abi import structs
+from libloader.core import EngineSettings
+from libloader.errors import ModelLoadFailed
+from libloader.llama import gguf, preflight
+from libloader.llama.handle import Handle
+from libloader.llama.vocab import Vocab
+
+DESCRIPTION_BYTES = 256
+
+
+class Model(Handle):
+    """Owner of a llama_model. Contexts and sampler chains made from it are closed before it."""
+
+    def __init__(self, lib: Any, file: gguf.GGUFFile, pointer: Any) -> None:
+        super().__init__("model", pointer, lib.llama_model_free)
+        self.lib, self.file = lib, file
+        self.vocab = Vocab(lib, self, file)
+        self.n_embd: int = lib.llama_model_n_embd(pointer)
+        self.n_layer: int = lib.llama_model_n_layer(pointer)
+        self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
+        self.n_params: int = lib.llama_model_n_params(pointer)
+        self.size_bytes: int = lib.llama_model_size(pointer)
+        self.has_encoder: bool = bool(lib.llama_model_has_encoder(pointer))
+        self.has_decoder: bool = bool(lib.llama_model_has_decoder(pointer))
+
+    @classmethod
+    def load(
+        cls,
+        lib: Any,
+        path: str,
+        settings: EngineSettings,
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> Model:
+        """Check and load `path`; `progress` gets 0.0..1.0, on this thread.
+
+        Raises ModelFileInvalid before C has seen the file, ModelLoadFailed after. An exception
+        from `progress` stops the loading and is raised again here.
+        """
+        file = gguf.read(path)
+        preflight.check(file)
+        watch = _Progress(progress)
+        params = lib.model_params()
+        params.set("n_gpu_layers", settings.n_gpu_layers)
+        params.set_loading(settings.use_mmap, settings.use_mlock)
+        params.set("progress_callback", watch.callback)
+        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if watch.error is not None:
+            if pointer:
+                lib.llama_model_free(pointer)
+            raise watch.error
+        if not pointer:
+            raise ModelLoadFailed(f"{path}: libllama {lib.release} cannot load this model")
+        return cls(lib, file, pointer)
+
+    def metadata(self, key: str) -> gguf.Value | None:
+        return self.file.metadata.get(key)
+
+    @property
+    def chat_template(self) -> str:
+        return self.file.text(gguf.TEMPLATE_KEY)
+
+    @property
+    def architecture(self) -> str:
+        return self.file.architecture
+
+    @property
+    def description(self) -> str:
+        """libllama's own words, e.g. "llama 15M F16"."""
+        buffer = ctypes.create_string_buffer(DESCRIPTION_BYTES)
+        self.lib.llama_model_desc(self.pointer, buffer, DESCRIPTION_BYTES)
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """T5 and its kind: the prompt goes through llama_encode first, which aborts elsewhere."""
+        return self.has_encoder and self.has_decoder
+
+    @property
+    def pooling(self) -> int:
+        """llama_pooling_type that the file asks for; -1 if it does not say."""
+        return self.file.integer(f"{self.architecture}.pooling_type", -1)
+
+    def kv_elements_per_token(self) -> tuple[int, int]:
+        """Return how many numbers one token takes in the K and in the V cache, over all layers.
+
+        An upper bound: sliding windows and shared layers take less.
+        """
+        file, n_heads = self.file, self.file.of_architecture("attention.head_count")
+        per_layer = list(file.numbers(f"{self.architecture}.attention.head_count_kv"))
+        n_kv_heads = per_layer or [
+            file.of_architecture("attention.head_count_kv", n_heads)
+        ] * file.of_architecture("block_count")
+        head = file.of_architecture("embedding_length") // max(1, n_heads)
+        lengths = (
+            file.of_architecture(f"attention.{which}_length", head) for which in ("key", "value")
+        )
+        key, value = (int(sum(n_kv_heads)) * length for length in lengths)
+        return key, value
+
+
+class _Progress:
+    """Bridges libllama's progress callback to a Python one, and an exception back."""
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+        self.error: BaseException | None = None
+        self.callback = structs.ProgressCallback(self._on_progress)
+
+    def _on_progress(self, done: float, _user_data: Any) -> bool:
+        """Return False to make libllama stop. An exception may not cross C, so it is kept."""
+        try:
+            self._report(done)
+        except BaseException as error:  # also KeyboardInterrupt: the caller raises it again
+            self.error = error
+        return self.error is None
