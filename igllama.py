@@ -1,0 +1,622 @@
+#!/usr/bin/env python3
+"""igllama: an OpenAI-compatible server for GGUF models on any prebuilt libllama.
+
+    python3 igllama.py api model.gguf          serve a model on 127.0.0.1:8080
+    python3 igllama.py show model.gguf         say what a GGUF file is, without libllama
+    python3 igllama.py --help                  every option (-h is the host)
+
+This file is the front door: options, routes, handlers, main. Everything else is in libloader/:
+
+    errors core options   the error tree; plain values that every layer may hold; the flags
+    abi/ llama/        find and prove a libllama; owners of its models, contexts, batches, samplers
+    engine/            continuous batching: scheduler, slots, prefix cache, detokenizer
+    supervise/         the engine's child process: start, watch, replay, restart
+    chat/ grammar/     messages -> prompt, model text -> message; schemas -> grammars
+    protocol/          the JSON of each API dialect, without sockets
+    web/               the hardened http.server: limits, strict parsing, streams
+
+One request: web parses and checks it, a handler here turns its JSON into a core.Request by way of
+protocol and chat, and the supervisor sends it to the engine child. Events come back on one thread,
+which renders each stream's chunk and sends it without ever blocking (`Streamed.deliver`).
+
+Exit codes: 0 ended as asked (SIGTERM, SIGINT), 1 could not start, 2 wrong flags or values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from libloader.web.server import Exchange, Server
+
+from libloader import __version__, core, errors, options
+from libloader.chat import template as chat_template
+from libloader.llama import gguf
+from libloader.protocol import chat, embeddings, fields, models, strict_json
+from libloader.supervise import child
+from libloader.supervise.inline import InlineEngine
+from libloader.supervise.supervisor import Options as SupervisorOptions
+from libloader.supervise.supervisor import Supervisor
+from libloader.web import events
+from libloader.web.problems import Reply
+from libloader.web.settings import WebSettings
+
+LOG = logging.getLogger("igllama")
+CHILD_FLAG = "--engine-child"
+# A stream's headers wait so long for the first token, so that an early failure is a plain error.
+OPEN_STREAM_AFTER_S = 10.0
+
+
+# ---- errors: the only place that knows HTTP numbers for our own error classes ----
+
+STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
+    # class                   status  OpenAI's type            code
+    errors.BodyInvalid:       (400, "invalid_request_error", "invalid_json"),
+    errors.FieldInvalid:      (400, "invalid_request_error", "invalid_value"),
+    errors.FieldUnsupported:  (400, "invalid_request_error", "unsupported_value"),
+    errors.PromptTooLong:     (400, "invalid_request_error", "context_length_exceeded"),
+    errors.ModelNotFound:     (404, "invalid_request_error", "model_not_found"),
+    errors.TemplateError:     (400, "invalid_request_error", "template_error"),
+    errors.TemplateRaised:    (400, "invalid_request_error", "template_raised"),
+    errors.GrammarInvalid:    (400, "invalid_request_error", "invalid_grammar"),
+    errors.RequestPoisoned:   (422, "invalid_request_error", "engine_crash_repeat"),
+    errors.EngineUnavailable: (503, "server_error", "engine_unavailable"),
+    errors.EngineCrashed:     (500, "server_error", "engine_crash"),
+    errors.ServerDraining:    (503, "server_error", "server_shutdown"),
+    errors.QueueFull:         (429, "rate_limit_exceeded", "queue_full"),
+    errors.DecodeFailed:      (500, "server_error", "decode_failed"),
+    errors.NanLogits:         (500, "server_error", "nan_logits"),
+    errors.CapabilityMissing: (501, "server_error", "not_supported_by_library"),
+}  # fmt: skip
+INTERNAL = (500, "server_error", "internal_error")
+
+
+def describe_error(exc: BaseException) -> Reply:
+    """Return the answer for an error: OpenAI's shape, never a traceback."""
+    status, kind, code = next(
+        (STATUS_OF[cls] for cls in type(exc).__mro__ if cls in STATUS_OF), INTERNAL
+    )
+    if not isinstance(exc, errors.IgllamaError):
+        body = error_body("internal error; the server's log says more", None, kind, code)
+        return Reply(status, body, ())
+    wait_s = exc.retry_after_s
+    headers = (("Retry-After", str(max(1, round(wait_s)))),) if wait_s is not None else ()
+    return Reply(status, error_body(exc.message, exc.param, kind, code), headers)
+
+
+def error_body(message: str, param: str | None, kind: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+# ---- the application: what the handlers share ----
+
+
+class App:
+    """The engine, the chat template and names. Handlers run in many threads and only read it."""
+
+    def __init__(self, flags: argparse.Namespace, engine: Supervisor | InlineEngine) -> None:
+        self.flags = flags
+        self.engine = engine
+        self.name = options.engine_settings(flags).alias
+        self.created = int(time.time())
+        self.random = random.SystemRandom()
+        self._template: chat_template.ChatTemplate | None = None
+        self._template_lock = threading.Lock()
+
+    def info(self) -> core.ModelInfo:
+        """What the loaded engine says of itself; EngineUnavailable until it is loaded."""
+        status = self.engine.status()
+        if status.info is None:
+            raise errors.EngineUnavailable(
+                f"the model is loading ({status.progress:.0%}); GET /health says when it is ready",
+                retry_after_s=max(1.0, status.retry_after_s),
+            )
+        return status.info
+
+    def template(self) -> chat_template.ChatTemplate:
+        """The chat template, parsed and probed once, at the first use after loading."""
+        info = self.info()
+        with self._template_lock:
+            if self._template is None:
+                self._template = select_template(self.flags, info)
+            return self._template
+
+
+def select_template(flags: argparse.Namespace, info: core.ModelInfo) -> chat_template.ChatTemplate:
+    return chat_template.select_template(
+        flags.chat_template_file or flags.chat_template,
+        info.chat_template,
+        bos_token=info.bos_token,
+        eos_token=info.eos_token,
+        special_tokens=info.special_tokens,
+    )
+
+
+# ---- answers: events of one request on their way to one client ----
+
+
+class Collected:
+    """Gathers the events of a plain answer; the handler's thread waits for the last one."""
+
+    def __init__(self, n_choices: int) -> None:
+        self.texts: list[list[str]] = [[] for _ in range(n_choices)]
+        self.logprobs: list[list[Any]] = [[] for _ in range(n_choices)]
+        self.reasons = ["stop"] * n_choices
+        self.vectors: list[str] = [""] * n_choices
+        self.last: core.Event | None = None
+        self._done = threading.Event()
+
+    def deliver(self, event: core.Event) -> None:
+        if isinstance(event, core.TokenEvent):
+            self.texts[event.index].append(event.text)
+            self.logprobs[event.index].extend(event.logprobs or ())
+        elif isinstance(event, core.ChoiceDone):
+            self.reasons[event.index] = event.reason
+        elif isinstance(event, core.EmbeddingEvent):
+            self.vectors[event.index] = event.vector
+        elif isinstance(event, (core.RequestDone, core.RequestFailed)):
+            self.last = event
+            self._done.set()
+
+    def wait(self) -> core.RequestDone:
+        """Return the last event; raise the request's own error if it failed."""
+        self._done.wait()
+        if isinstance(self.last, core.RequestFailed):
+            raise errors.from_wire(self.last.error)
+        assert isinstance(self.last, core.RequestDone)
+        return self.last
+
+
+class Streamed:
+    """Renders the events of a streamed chat answer into chunks, as they come.
+
+    `deliver` runs on the one thread that serves all streams: it renders, offers and returns.
+    Until the headers are out, events wait in `_early`: a failure before the first token is still
+    a plain JSON error with a status of its own.
+    """
+
+    def __init__(self, exchange: Exchange, chunks: chat.Chunks, n_choices: int) -> None:
+        self._exchange = exchange
+        self._chunks = chunks
+        self._n_choices = n_choices
+        self._early: list[core.Event] = []
+        self._begun = threading.Event()
+        self._lock = threading.Lock()
+        self._stream: Any = None
+
+    def deliver(self, event: core.Event) -> None:
+        with self._lock:
+            if self._stream is None:
+                self._early.append(event)
+                self._begun.set()
+            else:
+                self._send(event)
+
+    def run(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Open the stream at the first event and wait for its end. The handler's thread."""
+        self._begun.wait(OPEN_STREAM_AFTER_S)
+        with self._lock:
+            first = self._early[0] if self._early else None
+            if isinstance(first, core.RequestFailed):
+                raise errors.from_wire(first.error)
+            self._stream = self._exchange.open_stream("text/event-stream", headers)
+            roles = (self._chunks.first(i) for i in range(self._n_choices))
+            self._stream.offer(b"".join(map(events.sse, roles)))
+            for event in self._early:
+                self._send(event)
+        self._stream.wait()
+
+    def _send(self, event: core.Event) -> None:
+        """Hot: runs once per token of every stream."""
+        if isinstance(event, core.TokenEvent):
+            if event.text or event.logprobs:
+                logprobs = chat.logprobs_dict(event.logprobs) if event.logprobs else None
+                self._stream.offer(events.sse(self._chunks.text(event.index, event.text, logprobs)))
+        elif isinstance(event, core.ChoiceDone):
+            self._stream.offer(events.sse(self._chunks.delta(event.index, {}, event.reason)))
+        elif isinstance(event, core.RequestDone):
+            self._stream.finish(self._ending(event))
+        elif isinstance(event, core.RequestFailed):
+            body = describe_error(errors.from_wire(event.error)).body
+            self._stream.finish(events.sse(chat.dumps(body)))
+
+    def _ending(self, event: core.RequestDone) -> bytes:
+        usage = b""
+        if self._chunks.include_usage:
+            usage = events.sse(self._chunks.usage(event.usage, event.timings))
+        return usage + events.DONE
+
+
+# ---- handlers: (app, exchange); an error raised here becomes its JSON answer ----
+
+
+def chat_completions(app: App, exchange: Exchange) -> None:
+    call = chat.read_request(
+        strict_json.parse_object(exchange.body), seed_source=app.random, strict=is_strict(exchange)
+    )
+    wanted = call.generation
+    request = core.Request(
+        id="chatcmpl-" + uuid.uuid4().hex,
+        kind="generate",
+        prompts=(chat_prompt(app.template(), call),),
+        n=wanted.n,
+        sampling=wanted.sampling,
+        max_tokens=wanted.max_tokens,
+        stop=wanted.stop,
+        top_logprobs=call.top_logprobs,
+        cache_prompt=wanted.cache_prompt,
+        deadline_s=wanted.deadline_s or app.flags.timeout,
+        fair_key=exchange.api_key,
+    )
+    exchange.on_gone(lambda: app.engine.cancel(request.id))
+    answer = stream_chat if wanted.stream else answer_chat
+    answer(app, exchange, request, call)
+
+
+def chat_prompt(template: chat_template.ChatTemplate, call: chat.ChatRequest) -> core.Prompt:
+    rendered = template.render(
+        call.messages,
+        tools=call.tools,
+        add_generation_prompt=call.add_generation_prompt,
+        continue_final_message=call.continue_final_message,
+        kwargs=call.template_kwargs,
+    )
+    return core.Prompt(segments=rendered.segments, add_special=rendered.add_special)
+
+
+def answer_chat(
+    app: App, exchange: Exchange, request: core.Request, call: chat.ChatRequest
+) -> None:
+    collected = Collected(request.n)
+    app.engine.submit(request, collected.deliver)
+    last = collected.wait()
+    choices = [
+        chat.Choice("".join(text), reason, chat.logprobs_dict(entries) if entries else None)
+        for text, reason, entries in zip(collected.texts, collected.reasons, collected.logprobs)
+    ]
+    body = chat.completion(
+        id=request.id, created=int(time.time()), model=app.name, choices=choices,
+        usage=last.usage, timings=last.timings,
+    )  # fmt: skip
+    exchange.reply_json(body, headers=ignored_headers(call.generation.ignored))
+
+
+def stream_chat(
+    app: App, exchange: Exchange, request: core.Request, call: chat.ChatRequest
+) -> None:
+    chunks = chat.Chunks(
+        id=request.id, created=int(time.time()), model=app.name,
+        include_usage=call.generation.include_usage,
+    )  # fmt: skip
+    streamed = Streamed(exchange, chunks, request.n)
+    app.engine.submit(request, streamed.deliver)
+    streamed.run(ignored_headers(call.generation.ignored))
+
+
+def create_embeddings(app: App, exchange: Exchange) -> None:
+    call = embeddings.read_request(
+        strict_json.parse_object(exchange.body),
+        n_embd=app.info().n_embd,
+        strict=is_strict(exchange),
+    )
+    request = core.Request(
+        id="embd-" + uuid.uuid4().hex,
+        kind="embed",
+        prompts=call.prompts,
+        deadline_s=app.flags.timeout,
+        fair_key=exchange.api_key,
+    )
+    collected = Collected(len(call.prompts))
+    exchange.on_gone(lambda: app.engine.cancel(request.id))
+    app.engine.submit(request, collected.deliver)
+    last = collected.wait()
+    body = embeddings.answer(call, collected.vectors, model=app.name, n_prompt=last.usage.n_prompt)
+    exchange.reply_json(body, headers=ignored_headers(call.ignored))
+
+
+def get_health(app: App, exchange: Exchange) -> None:
+    status = app.engine.status()
+    ok, body = models.health(status)
+    headers = () if ok else (("Retry-After", str(models.retry_after(status))),)
+    exchange.reply_json(body, status=200 if ok else 503, headers=headers)
+
+
+def list_models(app: App, exchange: Exchange) -> None:
+    exchange.reply_json(models.model_list(app.name, app.created, app.engine.status().info))
+
+
+def get_model(app: App, exchange: Exchange) -> None:
+    wanted, info = exchange.path_params["id"], app.engine.status().info
+    exchange.reply_json(models.find_model(wanted, app.name, app.created, info))
+
+
+def get_help(app: App, exchange: Exchange) -> None:
+    """Help for a person with curl: lines that paste as they are."""
+    host = exchange.headers.get("host") or "127.0.0.1:8080"
+    exchange.reply_text(HELP.format(version=__version__, name=app.name, url=f"http://{host}"))
+
+
+def is_strict(exchange: Exchange) -> bool:
+    """RFC 7240: `Prefer: handling=strict` makes unknown fields an error."""
+    return "handling=strict" in (exchange.headers.get("prefer") or "").replace(" ", "").lower()
+
+
+def ignored_headers(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return (("X-Igllama-Ignored", fields.ignored_header(names)),) if names else ()
+
+
+HELP = """igllama {version} serves {name}
+
+A chat answer:
+  curl {url}/v1/chat/completions -d '{{"messages":[{{"role":"user","content":"Hello!"}}]}}'
+The same as a stream:
+  curl -N {url}/v1/chat/completions \\
+    -d '{{"messages":[{{"role":"user","content":"Hello!"}}],"stream":true}}'
+Embeddings:
+  curl {url}/v1/embeddings -d '{{"input":"Hello!"}}'
+What is served, and how it is:
+  curl {url}/v1/models
+  curl {url}/health
+
+Python: OpenAI(base_url="{url}/v1", api_key="none")
+"""
+
+Handler = Callable[[App, Exchange], None]
+ROUTES: dict[tuple[str, str], Handler] = {
+    ("GET", "/"): get_help,
+    ("GET", "/health"): get_health,
+    ("GET", "/v1/models"): list_models,
+    ("GET", "/v1/models/{id}"): get_model,
+    ("POST", "/v1/chat/completions"): chat_completions,
+    ("POST", "/v1/embeddings"): create_embeddings,
+}
+
+# ---- commands ----
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """`igllama api`: bind, start the engine, say where, wait for a signal."""
+    flags = options.parse(arguments, os.environ)
+    if not flags.model:
+        raise errors.UsageError(f"no model given; type: {options.USAGE}\n(--help lists the flags)")
+    start_logging(flags.log_level)
+    gguf.read(flags.model)  # a broken file is one clear line before anything else happens
+    signals = listen_for_signals()
+    app = App(flags, make_engine(flags))
+    server = Server(addresses(flags), bind_routes(app), web_settings(flags), describe_error)
+    try:
+        server.start()
+        if start_engine(app, signals):
+            print(start_block(app, server.urls), flush=True)
+            run_until_signalled(app, server, signals)
+        return 0
+    finally:
+        app.engine.stop()
+        server.close(1.0)
+
+
+def make_engine(flags: argparse.Namespace) -> Supervisor | InlineEngine:
+    settings = options.engine_settings(flags)
+    if flags.isolation == "none":
+        return InlineEngine(settings)
+    command = [sys.executable, *interpreter_flags(), os.path.abspath(sys.argv[0]), CHILD_FLAG]
+    return Supervisor(settings, SupervisorOptions(command=command))
+
+
+def interpreter_flags() -> list[str]:
+    """The flags this interpreter was started with that decide what it may import."""
+    wanted = (("-I", sys.flags.isolated), ("-S", sys.flags.no_site), ("-O", sys.flags.optimize))
+    return [flag for flag, given in wanted if given]
+
+
+def bind_routes(app: App) -> dict[tuple[str, str], Callable[[Exchange], None]]:
+    def bound(handler: Handler) -> Callable[[Exchange], None]:
+        return lambda exchange: handler(app, exchange)
+
+    return {route: bound(handler) for route, handler in ROUTES.items()}
+
+
+def addresses(flags: argparse.Namespace) -> list[str]:
+    """Addresses as the web layer takes them: host:port, [v6]:port, unix:/path."""
+
+    def one(host: str) -> str:
+        if host.startswith("unix:"):
+            return host
+        return f"[{host}]:{flags.port}" if ":" in host else f"{host}:{flags.port}"
+
+    return [one(host) for host in flags.host]
+
+
+def web_settings(flags: argparse.Namespace) -> WebSettings:
+    return WebSettings(
+        api_keys=api_keys(flags),
+        cors_origins=tuple(flags.cors_origin),
+        allowed_hosts=tuple(flags.allowed_host),
+        ssl_cert_file=flags.ssl_cert_file,
+        ssl_key_file=flags.ssl_key_file,
+    )
+
+
+def api_keys(flags: argparse.Namespace) -> tuple[str, ...]:
+    """Keys from the flags and the key file, one a line; `#` begins a comment line."""
+    keys = list(flags.api_key)
+    if flags.api_key_file:
+        try:
+            lines = Path(flags.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise errors.UsageError(f"--api-key-file {flags.api_key_file}: {exc}") from None
+        keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not keys:
+            raise errors.UsageError(f"--api-key-file {flags.api_key_file} holds no key")
+    return tuple(keys)
+
+
+def start_logging(level: str) -> None:
+    """Our own lines and libllama's to stderr, quiet by default."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("igllama")
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def listen_for_signals() -> queue.SimpleQueue[int]:
+    """Signals arrive as numbers on a queue: SimpleQueue.put is safe inside a signal handler."""
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: signals.put(number))
+    return signals
+
+
+def is_hangup(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None)
+
+
+def next_signal(signals: queue.SimpleQueue[int], timeout_s: float) -> int | None:
+    try:
+        return signals.get(timeout=timeout_s)
+    except queue.Empty:
+        return None
+
+
+def start_engine(app: App, signals: queue.SimpleQueue[int]) -> bool:
+    """Load the model while signals are heard; False if one ended us. StartError if it cannot be."""
+    outcome: queue.SimpleQueue[errors.IgllamaError | None] = queue.SimpleQueue()
+
+    def start() -> None:
+        try:
+            app.engine.start()
+            outcome.put(None)
+        except errors.IgllamaError as exc:
+            outcome.put(exc)
+
+    threading.Thread(target=start, name="start", daemon=True).start()
+    while outcome.empty():
+        number = next_signal(signals, 0.05)
+        if number is not None and not is_hangup(number):
+            return False
+    error = outcome.get()
+    if error is not None:
+        raise error
+    return True
+
+
+def run_until_signalled(app: App, server: Server, signals: queue.SimpleQueue[int]) -> None:
+    """SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the key file again."""
+    while True:
+        number = next_signal(signals, 1.0)
+        if number is None:
+            continue
+        if is_hangup(number):
+            reload_keys(app, server)
+            continue
+        drain(app, server, signals)
+        return
+
+
+def drain(app: App, server: Server, signals: queue.SimpleQueue[int]) -> None:
+    server.stop_accepting()
+    drained = threading.Thread(
+        target=app.engine.drain, args=(app.flags.drain_timeout,), daemon=True
+    )
+    drained.start()
+    while drained.is_alive():
+        number = next_signal(signals, 0.05)
+        if number is not None and not is_hangup(number):
+            return
+
+
+def reload_keys(app: App, server: Server) -> None:
+    try:
+        server.set_api_keys(api_keys(app.flags))
+    except errors.UsageError as exc:
+        LOG.error("kept the old API keys: %s", exc)
+
+
+def start_block(app: App, urls: Sequence[str]) -> str:
+    """What is printed once the model is loaded: one readable block, ending in a line to paste."""
+    info = app.info()
+    url = urls[0]
+    rows = (
+        ("library", f"{info.library_release}  {info.library_path}"),
+        ("layout", info.library_layout),
+        ("backends", f"{', '.join(info.backends)}; {info.n_threads} threads"),
+        ("model", f"{app.name}  {info.description}, {info.size_bytes / 2**20:.0f} MiB"),
+        ("context", f"{info.n_ctx_slot} tokens in each of {info.n_slots} slots"),
+        (
+            "memory",
+            f"model {info.size_bytes / 2**20:.0f} MiB, KV cache {info.kv_bytes / 2**20:.0f} MiB",
+        ),
+        ("lacks", ", ".join(info.missing)),
+        ("listening", " ".join(urls)),
+    )
+    lines = [f"igllama {__version__} is ready ({info.load_ms / 1000:.1f} s)"]
+    lines += [f"  {title:<10} {text}" for title, text in rows if text]
+    body = '{"messages":[{"role":"user","content":"Hello!"}]}'
+    lines += ["", f"  curl {url}/v1/chat/completions -d '{body}'"]
+    return "\n".join(lines)
+
+
+def show(arguments: Sequence[str]) -> int:
+    """`igllama show`: what a GGUF file is, from its header alone."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise errors.UsageError("type: igllama show MODEL.gguf")
+    print("\n".join(gguf.describe(gguf.read(arguments[0]))))
+    return 0
+
+
+def print_help(arguments: Sequence[str]) -> int:
+    print(options.help_text(__doc__.split("\n\nThis file")[0]))
+    return 0
+
+
+def print_version(arguments: Sequence[str]) -> int:
+    print(f"igllama {__version__}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "api": serve,
+    "show": show,
+    "--help": print_help,
+    "help": print_help,
+    "--version": print_version,
+    CHILD_FLAG: child.main,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 1 (could not start) or 2 (wrong usage)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--help" in arguments[:2]:
+        return print_help(arguments)
+    name = arguments[0] if arguments else ""
+    try:
+        if name not in COMMANDS:
+            known = ", ".join(n for n in COMMANDS if n.isalpha())
+            raise errors.UsageError(
+                f"{name or 'no command'!r} is not one of: {known}; type: {options.USAGE}"
+            )
+        return COMMANDS[name](arguments[1:])
+    except errors.UsageError as exc:
+        print(f"igllama: {exc}", file=sys.stderr)
+        return 2
+    except errors.IgllamaError as exc:
+        print(f"igllama: {exc}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
