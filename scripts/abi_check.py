@@ -19,7 +19,8 @@ import json
 import pathlib
 import re
 import sys
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -63,12 +64,12 @@ SCALARS = {
 # Typedefs of other headers, and opaque handles: all of them pointers.
 POINTERS = re.compile(r"(.*_callback|ggml_backend_\w+_t|ggml_threadpool_t|llama_memory_t|fnptr)\Z")
 
-Field = Tuple[str, str]  # name, C type word
+Field = tuple[str, str]  # name, C type word
 
 
 class Header(NamedTuple):
-    structs: Dict[str, Tuple[Field, ...]]
-    functions: Dict[str, Tuple[str, Tuple[str, ...]]]  # name -> (result, arguments), type words
+    structs: dict[str, tuple[Field, ...]]
+    functions: dict[str, tuple[str, tuple[str, ...]]]  # name -> (result, arguments), type words
 
 
 class UnknownType(Exception):
@@ -96,9 +97,9 @@ def _without_noise(text: str) -> str:
     return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*$", "", text, flags=re.M)
 
 
-def _fields(struct: str, body: str) -> Tuple[Field, ...]:
+def _fields(struct: str, body: str) -> tuple[Field, ...]:
     typed = struct in TYPED_POINTERS
-    fields: List[Field] = []
+    fields: list[Field] = []
     for declaration in body.strip("{} \n").split(";"):
         if declaration.strip():
             fields.extend(_declared(declaration.strip(), typed))
@@ -119,12 +120,12 @@ def _declared(declaration: str, typed: bool) -> Iterable[Field]:
         yield name, type_word(c_type, typed)
 
 
-def _signature(result: str, arguments: str) -> Tuple[str, Tuple[str, ...]]:
+def _signature(result: str, arguments: str) -> tuple[str, tuple[str, ...]]:
     words = [_argument(a) for a in _split_arguments(arguments) if a.strip() not in ("", "void")]
     return type_word(result, True, strings=True), tuple(words)
 
 
-def _split_arguments(arguments: str) -> List[str]:
+def _split_arguments(arguments: str) -> list[str]:
     return re.sub(r"\([^()]*\)\s*\([^()]*\)", "fnptr callback", arguments).split(",")
 
 
@@ -156,7 +157,7 @@ def type_word(c_type: str, typed: bool, strings: bool = False) -> str:
 # --- what changed -------------------------------------------------------------------------------
 
 
-def changed_structs(header: Header) -> Dict[str, Tuple[Field, ...]]:
+def changed_structs(header: Header) -> dict[str, tuple[Field, ...]]:
     """Return the tracked structs whose fields equal no known layout's."""
     changed = {}
     for name, fields in header.structs.items():
@@ -166,11 +167,11 @@ def changed_structs(header: Header) -> Dict[str, Tuple[Field, ...]]:
     return changed
 
 
-def layout_fields(rows: Sequence[structs.Row]) -> Tuple[Field, ...]:
+def layout_fields(rows: Sequence[structs.Row]) -> tuple[Field, ...]:
     return tuple((row[0], row[1]) for row in rows)
 
 
-def report(header: Header) -> List[str]:
+def report(header: Header) -> list[str]:
     """Return what a person has to look at; empty if the header says nothing new."""
     changed = changed_structs(header)
     lines = [_struct_difference(name, fields) for name, fields in changed.items()]
@@ -179,7 +180,7 @@ def report(header: Header) -> List[str]:
     return lines
 
 
-def _struct_difference(name: str, fields: Tuple[Field, ...]) -> str:
+def _struct_difference(name: str, fields: tuple[Field, ...]) -> str:
     newest = layouts.of(name)[-1]
     old = layout_fields(newest.rows)
     gone = [field for field, _ in old if field not in dict(fields)]
@@ -224,7 +225,7 @@ class Layout(NamedTuple):
     struct: str
     id: str
     since: str
-    rows: Tuple[structs.Row, ...]
+    rows: tuple[structs.Row, ...]
 
 
 def render(since: str, members: Sequence[Layout]) -> str:
@@ -246,8 +247,8 @@ def module_name(since: str) -> str:
 
 
 def inherit(
-    struct: str, fields: Sequence[Field], observed: Dict[str, float]
-) -> Tuple[structs.Row, ...]:
+    struct: str, fields: Sequence[Field], observed: dict[str, float]
+) -> tuple[structs.Row, ...]:
     """Give each field its default values: observed, else those of the newest known layout."""
     older = {row[0]: row[2] for row in layouts.of(struct)[-1].rows}
     rows = []
@@ -258,7 +259,7 @@ def inherit(
     return tuple(rows)
 
 
-def new_layouts(header: Header, since: str, library: str = "") -> List[Layout]:
+def new_layouts(header: Header, since: str, library: str = "") -> list[Layout]:
     """Return a layout for every changed struct, numbered after the newest known one."""
     result = []
     for name, fields in changed_structs(header).items():
@@ -268,9 +269,10 @@ def new_layouts(header: Header, since: str, library: str = "") -> List[Layout]:
     return result
 
 
-def observe(library: str, struct: str, fields: Sequence[Field]) -> Dict[str, float]:
+def observe(library: str, struct: str, fields: Sequence[Field]) -> dict[str, float]:
     """Return the defaults that a library's *_default_params() gives; {} for other structs."""
-    from libloader.abi import detect, library as loader  # only this option loads native code
+    from libloader.abi import detect  # only this option loads native code
+    from libloader.abi import library as loader
 
     if struct not in detect.DEFAULT_FUNCTIONS:
         return {}
@@ -283,7 +285,7 @@ def observe(library: str, struct: str, fields: Sequence[Field]) -> Dict[str, flo
 # --- the team's notes ---------------------------------------------------------------------------
 
 
-def layouts_from_notes(notes: Dict[str, Any]) -> List[Layout]:
+def layouts_from_notes(notes: dict[str, Any]) -> list[Layout]:
     """Return every layout of a tracked struct in layouts.json, oldest first."""
     result = []
     for struct in TRACKED:
@@ -295,14 +297,14 @@ def layouts_from_notes(notes: Dict[str, Any]) -> List[Layout]:
     return result
 
 
-def _row_of_note(struct: str, field: Dict[str, Any], allowed: Dict[str, set]) -> structs.Row:
+def _row_of_note(struct: str, field: dict[str, Any], allowed: dict[str, set]) -> structs.Row:
     word = type_word(field["ctype"], struct in TYPED_POINTERS)
     return field["name"], word, tuple(sorted(allowed.get(field["name"], ())))
 
 
 def _seen_near(
-    builds_seen: Sequence[Dict[str, Any]], struct: str, versions: Sequence[Any], wanted: str
-) -> Dict[str, set]:
+    builds_seen: Sequence[dict[str, Any]], struct: str, versions: Sequence[Any], wanted: str
+) -> dict[str, set]:
     """Collect default values seen in builds of this layout and of its nearest neighbours.
 
     The neighbours count because a default may move before or after the layout does.
@@ -311,7 +313,7 @@ def _seen_near(
     have = [i for i in ids if any(build.get(struct) == i for build in builds_seen)]
     before = [i for i in have if ids.index(i) < ids.index(wanted)][-1:]
     after = [i for i in have if ids.index(i) > ids.index(wanted)][:1]
-    allowed: Dict[str, set] = {}
+    allowed: dict[str, set] = {}
     for build in builds_seen:
         if build.get(struct) in (*before, wanted, *after):
             for name, value in build.get(f"{struct}_defaults", {}).items():
@@ -326,14 +328,13 @@ def render_index(sinces: Sequence[str]) -> str:
     imports = "\n".join(f"    {name}," for name in sorted(names))
     listed = "\n".join(f"    {name}," for name in names)
     return (
-        f"{head}\n\nfrom libloader.abi.layouts import (\n{imports}\n)\n\n"
-        f"MODULES = (\n{listed}\n)\n"
+        f"{head}\n\nfrom libloader.abi.layouts import (\n{imports}\n)\n\nMODULES = (\n{listed}\n)\n"
     )
 
 
-def exports_from_notes(notes: Dict[str, Any]) -> List[Tuple[str, str, str]]:
+def exports_from_notes(notes: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (function, first build, first build without it or "") for every distinct interval."""
-    chosen: Dict[Tuple[str, str], str] = {}
+    chosen: dict[tuple[str, str], str] = {}
     ours = {row[0] for row in prototypes.PROTOTYPES}
     for name, history in notes["history"].items():
         last = history[-1]
@@ -344,14 +345,14 @@ def exports_from_notes(notes: Dict[str, Any]) -> List[Tuple[str, str, str]]:
     return sorted(rows, key=lambda row: (builds.order(row[1]), row[0]))
 
 
-def render_exports(rows: Sequence[Tuple[str, str, str]]) -> str:
+def render_exports(rows: Sequence[tuple[str, str, str]]) -> str:
     lines = [f'    ("{name}", "{first}", "{end}"),' for name, first, end in rows]
     return "\n".join(
         [
             '"""Which builds export which function. Made by scripts/abi_check.py."""',
             "",
             "EXPORTS = (",
-            '    # function, first build (b3600: or older), first build without it ("": still there)',
+            '    # function, first build (b3600: or older), first build without it ("": none)',
             *lines,
             ")",
             "",
@@ -359,7 +360,7 @@ def render_exports(rows: Sequence[Tuple[str, str, str]]) -> str:
     )
 
 
-def rebuild(notes_folder: pathlib.Path, target: pathlib.Path) -> List[pathlib.Path]:
+def rebuild(notes_folder: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
     """Write every generated file from the notes; return their paths."""
     known = layouts_from_notes(json.loads((notes_folder / "layouts.json").read_text()))
     symbols = json.loads((notes_folder / "symbols.json").read_text())
@@ -377,7 +378,7 @@ def rebuild(notes_folder: pathlib.Path, target: pathlib.Path) -> List[pathlib.Pa
 # --- the command --------------------------------------------------------------------------------
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if options.notes:
         for path in rebuild(options.notes, options.folder):
@@ -399,7 +400,7 @@ def _write(header: Header, options: argparse.Namespace) -> None:
     print(f"wrote {path} and listed it in modules.py")
 
 
-def _options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,7 +17,7 @@ _VERSION = re.compile(r"v?(\d{1,3})\.(\d{1,2})\.(\d{1,2})(?:-dev)?\Z")
 
 
 class Bracket(NamedTuple):
-    """Builds [low, high) in which an ABI state occurs; `high` is NEVER when nothing later is known."""
+    """Builds [low, high) in which an ABI state occurs; `high` is NEVER if it may still do."""
 
     low: int
     high: int
@@ -37,7 +37,7 @@ class Bracket(NamedTuple):
 
 
 def order(name: str) -> int:
-    """Return the place of a build such as "b3889", "v0.4.0" or "0.6.0-dev"; ValueError if neither."""
+    """Return the place of "b3889", "v0.4.0" or "0.6.0-dev"; ValueError for anything else."""
     build = _BUILD.match(name)
     if build:
         return int(build.group(1))

@@ -2,8 +2,8 @@
 
 1. The exported functions bracket the build (`bracket`).
 2. The library fills its own default parameters: every field of a layout must show a known default.
-3. Filled twice over different patterns, the bytes that agree are the ones it wrote: every field must
-   be written, nothing past the end, and written padding must be zero (x86-64; see `probe_defaults`).
+3. Filled twice over different patterns, the bytes that agree are the ones it wrote: every field
+   must be written, nothing past the end, and written padding must be zero (x86-64 only).
 4. Of the layouts left in the bracket the last one is taken. None left: refused, with the first
    field that differs.
 
@@ -18,7 +18,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, NamedTuple
 
 from libloader import errors
 from libloader.abi import builds, layouts, structs
@@ -31,8 +32,8 @@ DEFAULT_FUNCTIONS = {
     "llama_context_params": "llama_context_default_params",
 }
 
-# ggml functions that narrow a bracket further, and their first build. Only hints: a distribution may
-# ship ggml apart from llama, so they never contradict what libllama's own functions say.
+# ggml functions that narrow a bracket further, and their first build. Only hints: a distribution
+# may ship ggml apart from llama, so they never contradict what libllama's own functions say.
 GGML_HINTS = (
     ("ggml_backend_load", "b4163"),
     ("ggml_backend_load_all_from_path", "b4302"),
@@ -54,10 +55,10 @@ _FORMATS = {
 
 
 class Probe(NamedTuple):
-    """What a *_default_params() wrote over a zeroed block, and which bytes it wrote (None: unknown)."""
+    """What a *_default_params() gave over a zeroed block; which bytes it wrote, None if unknown."""
 
     data: bytes
-    written: Optional[Tuple[bool, ...]]
+    written: tuple[bool, ...] | None
 
 
 # --- step 1: the exported functions ------------------------------------------------------------
@@ -89,16 +90,18 @@ def _narrowed(span: Bracket, has: Callable[[str], bool]) -> Bracket:
     return Bracket(low, high)
 
 
-def _groups() -> Iterator[Tuple[int, int]]:
+def _groups() -> Iterator[tuple[int, int]]:
     """Yield [low, high) of builds that all export the same functions, oldest first."""
     edges = {builds.order(name) for _, first, end in EXPORTS for name in (first, end) if name}
     marks = sorted(edges | {builds.NEVER})
     yield from zip(marks, marks[1:])
 
 
-def _misfits(present: "set[str]", build: int) -> List[str]:
+def _misfits(present: set[str], build: int) -> list[str]:
     """Return the functions whose presence does not fit a build."""
-    return [name for name, first, end in EXPORTS if _exported(build, first, end) != (name in present)]
+    return [
+        name for name, first, end in EXPORTS if _exported(build, first, end) != (name in present)
+    ]
 
 
 def _exported(build: int, first: str, end: str) -> bool:
@@ -106,8 +109,8 @@ def _exported(build: int, first: str, end: str) -> bool:
 
 
 def _as_newer(
-    newest: Tuple[List[str], int, int], present: "set[str]"
-) -> Optional[Tuple[List[str], int, int]]:
+    newest: tuple[list[str], int, int], present: set[str]
+) -> tuple[list[str], int, int] | None:
     """Accept the newest group if the library only lacks old functions, but has all recent ones."""
     misfits, low, high = newest
     recent = [name for name, first, _ in EXPORTS if builds.order(first) >= builds.FIRST_VERSION]
@@ -115,7 +118,7 @@ def _as_newer(
     return ([], low, high) if removed and len(misfits) < len(EXPORTS) // 2 else None
 
 
-def _contradiction(misfits: Sequence[str], low: int, present: "set[str]") -> str:
+def _contradiction(misfits: Sequence[str], low: int, present: set[str]) -> str:
     first = misfits[0]
     what = "has" if first in present else "lacks"
     return (
@@ -153,7 +156,7 @@ def _probe_by_pointer(call: Any) -> Probe:
     return Probe(filled[2], written)
 
 
-def values_of(rows: Sequence[structs.Row], data: bytes) -> Iterator[Tuple[str, float]]:
+def values_of(rows: Sequence[structs.Row], data: bytes) -> Iterator[tuple[str, float]]:
     """Yield (field, value) as a layout reads the bytes; pointers as addresses."""
     for (name, c_type, _), (offset, _size) in zip(rows, structs.offsets(rows)):
         yield name, struct.unpack_from(_FORMATS[c_type], data, offset)[0]
@@ -166,7 +169,7 @@ class Difference(NamedTuple):
     text: str
 
 
-def first_difference(rows: Sequence[structs.Row], probe: Probe) -> Optional[Difference]:
+def first_difference(rows: Sequence[structs.Row], probe: Probe) -> Difference | None:
     """Return where the library's defaults contradict a layout, None if they fit."""
     places = structs.offsets(rows)
     for row, (offset, size), (_, value) in zip(rows, places, values_of(rows, probe.data)):
@@ -179,9 +182,7 @@ def first_difference(rows: Sequence[structs.Row], probe: Probe) -> Optional[Diff
     return _tail_difference(rows, places, probe)
 
 
-def _field_difference(
-    row: structs.Row, offset: int, size: int, value: float, probe: Probe
-) -> str:
+def _field_difference(row: structs.Row, offset: int, size: int, value: float, probe: Probe) -> str:
     name, _, allowed = row
     if probe.written and not all(probe.written[offset : offset + size]):
         return f"{name} (offset {offset}) is not written by the library"
@@ -192,28 +193,28 @@ def _field_difference(
 
 
 def _padding_difference(
-    places: Sequence[Tuple[int, int]], offset: int, probe: Probe
-) -> Optional[Difference]:
+    places: Sequence[tuple[int, int]], offset: int, probe: Probe
+) -> Difference | None:
     """Look at the padding just before a field: whatever is written there must be zero."""
     if not probe.written:
         return None
     start = max((o + size for o, size in places if o < offset), default=0)
     for at in range(start, offset):
         if probe.written[at] and probe.data[at]:
-            return Difference(at, f"a field that we do not know is at offset {at}")
+            return Difference(at, f"an unknown field is at offset {at}")
     return None
 
 
 def _tail_difference(
-    rows: Sequence[structs.Row], places: Sequence[Tuple[int, int]], probe: Probe
-) -> Optional[Difference]:
+    rows: Sequence[structs.Row], places: Sequence[tuple[int, int]], probe: Probe
+) -> Difference | None:
     if not probe.written:
         return None
     end = places[-1][0] + places[-1][1]
     sizeof = ctypes.sizeof(structs.struct_type("measured", rows))
     for at in range(end, structs.BLOCK_BYTES):
         if probe.written[at] and (at >= sizeof or probe.data[at]):
-            return Difference(at, f"a field that we do not know follows {rows[-1][0]} at offset {at}")
+            return Difference(at, f"an unknown field follows {rows[-1][0]} at offset {at}")
     return None
 
 
@@ -239,7 +240,7 @@ def choose(name: str, span: Bracket, probe: Probe) -> Layout:
     )
 
 
-def all_layouts(span: Bracket, probes: Dict[str, Probe]) -> Dict[str, Layout]:
+def all_layouts(span: Bracket, probes: dict[str, Probe]) -> dict[str, Layout]:
     """Return the layout of every struct: the measured ones chosen, the others by their build.
 
     Where a bracket spans a change of llama_batch or of a returned struct, the longer one is taken:
@@ -256,5 +257,5 @@ def all_layouts(span: Bracket, probes: Dict[str, Probe]) -> Dict[str, Layout]:
     return chosen
 
 
-def _struct(layout: Layout) -> Type[ctypes.Structure]:
+def _struct(layout: Layout) -> type[ctypes.Structure]:
     return structs.struct_type(layout.struct, layout.rows)

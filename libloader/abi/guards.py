@@ -10,7 +10,7 @@ Left to the layer above, with the reason: a grammar's place in the chain (`llama
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Dict, NamedTuple, Optional, Set
+from typing import Any, Callable, NamedTuple
 
 from libloader import errors
 from libloader.abi import structs
@@ -38,21 +38,21 @@ class Guards:
     """Wraps the callables of one library. `hazard` tells what is wrong with its build."""
 
     def __init__(
-        self, calls: Dict[str, Call], hazard: Callable[[str], bool], errors_during: Call
+        self, calls: dict[str, Call], hazard: Callable[[str], bool], errors_during: Call
     ) -> None:
         self._calls = dict(calls)
         self._hazard = hazard
         self._errors_during = errors_during
-        self._contexts: Dict[int, ContextFacts] = {}
-        self._vocab_sizes: Dict[int, int] = {}
-        self._selecting: Set[int] = set()
-        self._decode_lock: Optional[threading.Lock] = None
+        self._contexts: dict[int, ContextFacts] = {}
+        self._vocab_sizes: dict[int, int] = {}
+        self._selecting: set[int] = set()
+        self._decode_lock: threading.Lock | None = None
         if hazard("decode_lock"):
             self._decode_lock = threading.Lock()
 
-    def guarded(self) -> Dict[str, Call]:
+    def guarded(self) -> dict[str, Call]:
         """Return the guarded callables by name, for those that the library has."""
-        wraps: Dict[str, Call] = {
+        wraps: dict[str, Call] = {
             "llama_model_get_vocab": self._model_get_vocab,
             "llama_init_from_model": self._init_from_model,
             "llama_free": self._free,
@@ -79,9 +79,9 @@ class Guards:
         self._vocab_sizes[vocab] = self._calls["llama_vocab_n_tokens"](vocab)
         return vocab
 
-    def _init_from_model(self, model: int, params: structs.Params) -> Optional[int]:
+    def _init_from_model(self, model: int, params: structs.Params) -> int | None:
         self._check_params(params)
-        ctx: Optional[int] = self._calls["llama_init_from_model"](model, params)
+        ctx: int | None = self._calls["llama_init_from_model"](model, params)
         if ctx:
             self._contexts[ctx] = self._facts(model, ctx, params)
         return ctx
@@ -223,7 +223,7 @@ class Guards:
         token: int = self._calls["llama_sampler_sample"](chain, ctx, row)
         return token
 
-    def _init_grammar(self, vocab: int, grammar: bytes, root: bytes) -> Optional[int]:
+    def _init_grammar(self, vocab: int, grammar: bytes, root: bytes) -> int | None:
         """Return None for a grammar that does not parse, in every build."""
         create = self._calls["llama_sampler_init_grammar"]
         if not self._hazard("grammar_silent"):

@@ -7,7 +7,7 @@ rest is for the layers above, which ask `library.hazard(name)`.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 from libloader.abi import builds
 from libloader.abi.builds import Bracket
@@ -20,7 +20,8 @@ class Hazard(NamedTuple):
     meaning: str
 
 
-HAZARDS: Tuple[Hazard, ...] = (
+# fmt: off
+HAZARDS: tuple[Hazard, ...] = (
     # guarded
     Hazard("decode_lock", "b4390", "b5684",
            "two contexts that decode at once give wrong logits (a static counter in a CPU matmul)"),
@@ -49,6 +50,7 @@ HAZARDS: Tuple[Hazard, ...] = (
            "without kv_unified, two sequences that share tokens of one batch cannot diverge"),
     Hazard("gpu_by_default", "b6123", "", "n_gpu_layers is not 0 by default"),
 )
+# fmt: on
 
 
 def present(name: str, span: Bracket) -> bool:

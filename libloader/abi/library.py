@@ -19,29 +19,40 @@ import ctypes
 import os
 import re
 import sys
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple, Type
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple, NoReturn
 
 from libloader import errors
-from libloader.abi import builds, detect, guards, hazards, layouts, nativelog, prototypes, structs
+from libloader.abi import (
+    binding,
+    builds,
+    detect,
+    guards,
+    hazards,
+    layouts,
+    nativelog,
+    prototypes,
+    structs,
+)
 from libloader.abi.builds import Bracket
 from libloader.abi.layouts import Layout
 
 # Structs that appear in prototypes under a short word.
 _WORDS = {"batch": "llama_batch", "perf_context": "llama_perf_context_data"}
 
-# ggml before libllama: builds before b4234 do not find it themselves. ggml-cpu only where linked.
+# ggml before libllama: builds before b4234 do not find it themselves.
 _GGML_STEMS = ("ggml-base", "ggml-cpu", "ggml")
 
-_loaded: Optional["Library"] = None
+_loaded: Library | None = None
 
 
 class Opened(NamedTuple):
-    """An open library: `ggml` is where ggml_* functions are looked up, `parts` all that we opened."""
+    """An open library: where ggml_* functions are found (`ggml`), all that we opened (`parts`)."""
 
     path: str
     handle: ctypes.CDLL
     ggml: ctypes.CDLL
-    parts: Tuple[ctypes.CDLL, ...]
+    parts: tuple[ctypes.CDLL, ...]
 
 
 class Library:
@@ -57,7 +68,7 @@ class Library:
         self.bracket = _bracket_of(opened)
         log.set_build(self.bracket.low)
         probes = _probes(opened)
-        self.layouts: Dict[str, Layout] = detect.all_layouts(self.bracket, probes)
+        self.layouts: dict[str, Layout] = detect.all_layouts(self.bracket, probes)
         self.types = {n: structs.struct_type(n, item.rows) for n, item in self.layouts.items()}
         self.layout = "/".join(self.layouts[name].id for name in detect.DEFAULT_FUNCTIONS)
         self._defaults = {name: probe.data for name, probe in probes.items()}
@@ -68,9 +79,9 @@ class Library:
         self.LogitBias = self.types["llama_logit_bias"]
         self.SequenceSampler = self.types.get("llama_sampler_seq_config")
         self.release = self._release()
-        self.warnings: Tuple[str, ...] = tuple(self._newer_than_known())
-        self.backends: Tuple[str, ...] = ()
-        self._alive = (opened, log)
+        self.warnings: tuple[str, ...] = tuple(self._newer_than_known())
+        self.backends: tuple[str, ...] = ()
+        self._alive: list[Any] = [opened, log]
 
     def __getattr__(self, name: str) -> Any:
         """Only for the type checker and for typing errors: C functions are set when bound."""
@@ -92,6 +103,10 @@ class Library:
     def hazard(self, name: str) -> bool:
         """Tell whether something of `hazards.HAZARDS` may be wrong with this build."""
         return hazards.present(name, self.bracket)
+
+    def keep_alive(self, value: Any) -> None:
+        """Hold on to something whose address C has been given."""
+        self._alive.append(value)
 
     def _capability(self, name: str) -> prototypes.Capability:
         return {item.name: item for item in prototypes.CAPABILITIES}[name]
@@ -139,7 +154,7 @@ class Library:
                     f"layout {self.layout} is wrong for {self.path}"
                 )
 
-    def _acceptable(self, name: str, asked: int, ctx: int) -> Tuple[int, ...]:
+    def _acceptable(self, name: str, asked: int, ctx: int) -> tuple[int, ...]:
         """Return the values libllama may turn an asked one into (sizes are clamped)."""
         if name == "n_batch":
             raised = max(asked, 64) if self.hazard("n_batch_raised") else asked
@@ -176,12 +191,12 @@ class Library:
 
     # --- making of ---
 
-    def _bind(self, opened: Opened, log: nativelog.NativeLog) -> Tuple[str, ...]:
+    def _bind(self, opened: Opened, log: nativelog.NativeLog) -> tuple[str, ...]:
         """Set one attribute per C function; return the capabilities that are off."""
-        types: Dict[str, Any] = {word: self.types.get(name) for word, name in _WORDS.items()}
+        types: dict[str, Any] = {word: self.types.get(name) for word, name in _WORDS.items()}
         types.update(model_params=structs.Block, context_params=structs.Block)
         types.update(chain_params=structs.ChainParams)
-        binder = prototypes.Binder(lambda name: _symbol(opened, name), self.bracket, types)
+        binder = binding.Binder(lambda name: _symbol(opened, name), self.bracket, types)
         bound, absent = binder.bind()
         required = [name for name in absent if name not in prototypes.OPTIONAL]
         if required:
@@ -206,7 +221,7 @@ class Library:
         return refuse
 
     def _release(self) -> str:
-        """Return the build as exactly as anything tells: the file's name, its version, its functions."""
+        """Return the build as exactly as the file's name, its version or its functions tell."""
         named = builds.named_in(os.path.basename(os.path.realpath(self.path)))
         if named and self.bracket.meets(builds.order(named), builds.order(named) + 1):
             return named
@@ -230,8 +245,8 @@ class Library:
 def load(
     path: str,
     *,
-    log: Optional[Callable[[int, str], None]] = None,
-    on_fatal: Optional[Callable[[str], None]] = None,
+    log: Callable[[int, str], None] | None = None,
+    on_fatal: Callable[[str], None] | None = None,
 ) -> Library:
     """Open and check a libllama file; load the backends beside it.
 
@@ -260,7 +275,7 @@ def load(
 
 
 def _checked(
-    opened: Opened, native_log: nativelog.NativeLog, on_fatal: Optional[Callable[[str], None]]
+    opened: Opened, native_log: nativelog.NativeLog, on_fatal: Callable[[str], None] | None
 ) -> Library:
     _set_log(opened, native_log.callback)
     library = Library(opened, native_log)
@@ -281,11 +296,11 @@ def _set_log(opened: Opened, callback: Any) -> None:
 
 
 def _set_fatal(
-    library: Library, log: nativelog.NativeLog, on_fatal: Optional[Callable[[str], None]]
+    library: Library, log: nativelog.NativeLog, on_fatal: Callable[[str], None] | None
 ) -> None:
     callback = structs.FatalCallback(log.fatal(on_fatal))
     library.ggml_set_abort_callback(callback)
-    library.fatal_callback = callback  # C keeps its address
+    library.keep_alive(callback)  # C keeps its address
 
 
 # --- opening and closing files ------------------------------------------------------------------
@@ -302,7 +317,7 @@ def open_library(path: str) -> Opened:
     folder = os.path.dirname(path)
     if sys.platform == "win32":
         os.add_dll_directory(folder)
-    parts: List[ctypes.CDLL] = []
+    parts: list[ctypes.CDLL] = []
     for name in ggml_files(os.listdir(folder), os.path.basename(path)):
         # One that fails may not be needed; if it is, libllama's own failure says so.
         with contextlib.suppress(OSError):
@@ -318,7 +333,7 @@ def open_library(path: str) -> Opened:
     return Opened(path, handle, ggml, tuple(parts))
 
 
-def ggml_files(names: List[str], libllama: str) -> List[str]:
+def ggml_files(names: list[str], libllama: str) -> list[str]:
     """Return the ggml files of a folder that belong to a libllama, in load order.
 
     A folder may hold one library under several names (libggml.so, .so.0, .so.0.9.4), all copies of
@@ -340,7 +355,7 @@ def close_library(opened: Opened) -> None:
     _close([*opened.parts, opened.handle])
 
 
-def _close(parts: List[ctypes.CDLL]) -> None:
+def _close(parts: list[ctypes.CDLL]) -> None:
     import _ctypes  # CPython's own; elsewhere a refused library simply stays open
 
     close = getattr(_ctypes, "dlclose", None) or getattr(_ctypes, "FreeLibrary", None)
@@ -349,7 +364,7 @@ def _close(parts: List[ctypes.CDLL]) -> None:
             close(part._handle)
 
 
-def _symbol(opened: Opened, name: str) -> Optional[Any]:
+def _symbol(opened: Opened, name: str) -> Any | None:
     """Return a fresh function object for a symbol; None if the library does not export it."""
     order = (opened.ggml, *opened.parts) if name.startswith("ggml") else (opened.handle,)
     for handle in order:
@@ -367,7 +382,7 @@ def _bracket_of(opened: Opened) -> Bracket:
         raise errors.LibraryRefused(f"{opened.path}: {error}") from None
 
 
-def _probes(opened: Opened) -> Dict[str, detect.Probe]:
+def _probes(opened: Opened) -> dict[str, detect.Probe]:
     return {
         name: detect.probe_defaults(opened.handle, function)
         for name, function in detect.DEFAULT_FUNCTIONS.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Callable, Dict, Optional
+from typing import Callable
 
 from libloader.abi import builds, structs
 
@@ -27,20 +27,20 @@ _CONTINUED = 5  # goes on with the line before, at its level
 class NativeLog:
     """Receives the native log; `callback` is what llama_log_set wants."""
 
-    def __init__(self, deliver: Optional[Deliver] = None) -> None:
+    def __init__(self, deliver: Deliver | None = None) -> None:
         self.callback = structs.LogCallback(self._receive)
         self._deliver = deliver or _to_logging
-        self._levels: Dict[int, int] = _NEWER
+        self._levels: dict[int, int] = _NEWER
         self._level = logging.INFO
         self._begun = ""
         self._lock = threading.Lock()
-        self._capturing: Optional[list[str]] = None
+        self._capturing: list[str] | None = None
 
     def set_build(self, low: int) -> None:
         """Choose the level numbers of the build that is loaded."""
         self._levels = _OLDER if low < _RENUMBERED else _NEWER
 
-    def errors_during(self, call: Callable[[], object]) -> "tuple[object, list[str]]":
+    def errors_during(self, call: Callable[[], object]) -> tuple[object, list[str]]:
         """Run `call`; return its result and the error lines logged meanwhile."""
         self._capturing = []
         try:
@@ -49,7 +49,7 @@ class NativeLog:
         finally:
             self._capturing = None
 
-    def fatal(self, on_fatal: Optional[Callable[[str], None]]) -> Callable[[bytes], None]:
+    def fatal(self, on_fatal: Callable[[str], None] | None) -> Callable[[bytes], None]:
         """Return what ggml_set_abort_callback wants: the last words before abort()."""
 
         def receive(text: bytes) -> None:
@@ -60,7 +60,7 @@ class NativeLog:
 
         return receive
 
-    def _receive(self, number: int, text: Optional[bytes], _user_data: object) -> None:
+    def _receive(self, number: int, text: bytes | None, _user_data: object) -> None:
         """Called from C: must never raise."""
         pieces = (text or b"").decode("utf-8", "replace")
         with self._lock:

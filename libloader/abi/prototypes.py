@@ -2,7 +2,8 @@
 
 What an older build calls otherwise is in RENAMED; what it called the same but with other arguments
 is in VARIANTS; what it may lack is in CAPABILITIES. Every function that belongs to no capability is
-required. `bind` turns the rows into callables for one library; guards come on top (`guards.py`).
+required. `binding.py` turns the rows into callables for one library; guards come on top
+(`guards.py`).
 
 Two old habits need no row: before b4463 the vocabulary functions took the model, so there
 `llama_model_get_vocab` returns the model; before b5596 the cache functions took the context, as
@@ -11,17 +12,13 @@ ours do in every build.
 
 from __future__ import annotations
 
-import ctypes
-import os
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
-
-from libloader.abi import builds, structs
-from libloader.abi.builds import Bracket
+from typing import Any, Callable, NamedTuple
 
 # Opaque pointers, named for the reader; all of them are plain addresses (int or None) in Python.
 HANDLES = ("model", "vocab", "ctx", "memory", "sampler", "adapter", "reg", "dev", "ptr", "pool")
 
-PROTOTYPES: Tuple[Tuple[str, str, str], ...] = (
+# fmt: off
+PROTOTYPES: tuple[tuple[str, str, str], ...] = (
     # C name                               returns   arguments
     ("llama_backend_init",                 "void",   ""),
     ("llama_backend_free",                 "void",   ""),
@@ -193,9 +190,10 @@ PROTOTYPES: Tuple[Tuple[str, str, str], ...] = (
     ("ggml_set_abort_callback",            "ptr",     "ptr"),
     ("ggml_version",                       "str",     ""),
 )
+# fmt: on
 
 # Our name -> what older builds call it, newest first. The arguments are the same.
-RENAMED: Dict[str, Tuple[str, ...]] = {
+RENAMED: dict[str, tuple[str, ...]] = {
     "llama_model_load_from_file": ("llama_load_model_from_file",),  # b4424
     "llama_model_free": ("llama_free_model",),
     "llama_init_from_model": ("llama_new_context_with_model",),  # b4463
@@ -245,12 +243,13 @@ class Variant(NamedTuple):
     since: str
     until: str
     arguments: str
-    adapt: Callable[..., Tuple[Any, ...]]
+    adapt: Callable[..., tuple[Any, ...]]
 
 
 # llama_memory_clear and llama_model_chat_template need no row: each only got one more argument,
 # and passing it to an older build is harmless.
-VARIANTS: Tuple[Variant, ...] = (
+# fmt: off
+VARIANTS: tuple[Variant, ...] = (
     Variant(  # b10258 put n_vocab first
         "llama_sampler_init_penalties", "b4335", "b10258", "i32 f32 f32 f32",
         lambda n_vocab, last_n, repeat, freq, present: (last_n, repeat, freq, present),
@@ -265,6 +264,7 @@ VARIANTS: Tuple[Variant, ...] = (
             vocab, max(last_n, 0), mul, base, allowed, last_n, *breakers),
     ),
 )
+# fmt: on
 
 
 class Capability(NamedTuple):
@@ -272,16 +272,18 @@ class Capability(NamedTuple):
 
     name: str
     since: str
-    functions: Tuple[str, ...]
+    functions: tuple[str, ...]
     meaning: str
 
 
-CAPABILITIES: Tuple[Capability, ...] = (
+# fmt: off
+CAPABILITIES: tuple[Capability, ...] = (
     Capability("infill", "b3922", ("llama_sampler_init_infill",), "the infill sampler"),
     Capability("xtc", "b3920", ("llama_sampler_init_xtc",), "the XTC sampler"),
     Capability("dry", "b3978", ("llama_sampler_init_dry",), "the DRY sampler"),
     Capability("penalties", "b3681", ("llama_sampler_init_penalties",), "repetition penalties"),
-    Capability("top_n_sigma", "b4705", ("llama_sampler_init_top_n_sigma",), "the top-n-sigma sampler"),
+    Capability("top_n_sigma", "b4705", ("llama_sampler_init_top_n_sigma",),
+               "the top-n-sigma sampler"),
     Capability("adaptive_p", "b7748", ("llama_sampler_init_adaptive_p",), "the adaptive-p sampler"),
     Capability("grammar_lazy", "b4828", ("llama_sampler_init_grammar_lazy_patterns",),
                "grammars that wait for a trigger"),
@@ -338,142 +340,25 @@ CAPABILITIES: Tuple[Capability, ...] = (
                "the text of a fatal error before the process dies"),
     Capability("ggml_version", "b5810", ("ggml_version",), "ggml's version"),
 )
+# fmt: on
 
 OPTIONAL = frozenset(name for capability in CAPABILITIES for name in capability.functions)
 
 # Before b8049 adapters were set one by one.
-_ADAPTER_SETTERS = (
+ADAPTER_SETTERS = (
     ("llama_clear_adapter_lora", "llama_set_adapter_lora"),  # b4463
     ("llama_lora_adapter_clear", "llama_lora_adapter_set"),
 )
 
-Find = Callable[[str], Optional[Any]]  # a function's ctypes object by its C name, None if absent
-
-
-class Binder:
-    """Makes callables from the rows for one library: `find` looks a symbol up in it."""
-
-    def __init__(self, find: Find, bracket: Bracket, types: Dict[str, Type[ctypes.Structure]]) -> None:
-        self._find = find
-        self._bracket = bracket
-        self._types = types
-
-    def bind(self) -> Tuple[Dict[str, Callable[..., Any]], List[str]]:
-        """Return callables by our names, and the names for which this library has nothing."""
-        bound: Dict[str, Callable[..., Any]] = {}
-        for name, result, arguments in PROTOTYPES:
-            function = self._function(name, result, arguments)
-            if function is not None:
-                bound[name] = function
-        self._adapt_old_habits(bound)
-        return bound, [row[0] for row in PROTOTYPES if row[0] not in bound]
-
-    def c_type(self, word: str) -> Any:
-        """Return the ctypes type of a word in a row."""
-        if word in HANDLES:
-            return ctypes.c_void_p
-        return self._types.get(word) or structs.C_TYPES[word]
-
-    def raw(self, name: str, result: str, arguments: str) -> Optional[Any]:
-        """Return the C function under exactly this name, with its types set; None if absent."""
-        function = self._find(name)
-        if function is not None:
-            function.restype = self.c_type(result)
-            function.argtypes = [self.c_type(word) for word in arguments.split()]
-        return function
-
-    def _function(self, name: str, result: str, arguments: str) -> Optional[Callable[..., Any]]:
-        variant = self._variant(name)
-        if variant is UNDECIDED:
-            return None
-        for spelling in (name, *RENAMED.get(name, ())):
-            words = variant.arguments if variant else arguments
-            function = self.raw(spelling, result, words)
-            if function is None:
-                continue
-            if variant:
-                return adapted(function, variant.adapt)
-            through_memory = spelling == name and arguments.startswith("memory")
-            return self._through_memory(function) if through_memory else function
-        return None
-
-    def _through_memory(self, function: Any) -> Callable[..., Any]:
-        """Let a function of the memory object take the context, as older builds have it."""
-        get_memory = self.raw("llama_get_memory", "memory", "ctx")
-        assert get_memory is not None, "llama_memory_* without llama_get_memory"
-        return lambda ctx, *rest: function(get_memory(ctx), *rest)
-
-    def _variant(self, name: str) -> Optional[Variant]:
-        """Return the older argument list that this build has; None for the newest."""
-        meeting = [
-            row
-            for row in VARIANTS
-            if row.name == name
-            and self._bracket.meets(builds.order(row.since), builds.order(row.until))
-        ]
-        if not meeting:
-            return None
-        row = meeting[0]
-        low, high = builds.order(row.since), builds.order(row.until)
-        if low <= self._bracket.low and self._bracket.high <= high:
-            return row
-        return self._probe(name, row) if len(meeting) == 1 else UNDECIDED
-
-    def _probe(self, name: str, older: Variant) -> Optional[Variant]:
-        """Tell two argument lists apart by a harmless call; see PROBES."""
-        if name not in PROBES or not separate_float_registers():
-            return UNDECIDED
-        arguments, values, plain_name = PROBES[name]
-        create = self.raw(name, "sampler", arguments)
-        read_name = self.raw("llama_sampler_name", "str", "sampler")
-        free = self.raw("llama_sampler_free", "void", "sampler")
-        if create is None or read_name is None or free is None:
-            return None
-        sampler = create(*values)
-        is_older = read_name(sampler) == plain_name
-        free(sampler)
-        return older if is_older else None
-
-    def _adapt_old_habits(self, bound: Dict[str, Callable[..., Any]]) -> None:
-        bound.setdefault("llama_model_get_vocab", lambda model: model)
-        if "llama_set_adapters_lora" in bound:
-            return
-        for clear_name, set_name in _ADAPTER_SETTERS:
-            clear = self.raw(clear_name, "void", "ctx")
-            set_one = self.raw(set_name, "i32", "ctx adapter f32")
-            if clear is not None and set_one is not None:
-                bound["llama_set_adapters_lora"] = one_by_one(clear, set_one)
-
-
-UNDECIDED = Variant("", "b0000", "b0000", "", lambda: ())
-
 # The first argument list is called; a sampler that it switched off is named "?...". With floats in
 # registers of their own (SysV, AAPCS64) the other list reads these values as harmless ones.
-PROBES: Dict[str, Tuple[str, Tuple[Any, ...], bytes]] = {
-    # read as (last_n 1, repeat 1.5, ...) by the older one, as (n_vocab 1, last_n 0, ...) by the newer
+PROBES: dict[str, tuple[str, tuple[Any, ...], bytes]] = {
+    # older: (last_n 1, repeat 1.5, ...); newer: (n_vocab 1, last_n 0, ...)
     "llama_sampler_init_penalties": ("i32 i32 f32 f32 f32", (1, 0, 1.5, 0.0, 0.0), b"penalties"),
     # older: (n_ctx_train 64, allowed 0, last_n 5); newer: (allowed 64, last_n 0)
     "llama_sampler_init_dry": (
-        "vocab i32 f32 f32 i32 i32 ptr size", (None, 64, 0.8, 1.75, 0, 5, None, 0), b"dry",
+        "vocab i32 f32 f32 i32 i32 ptr size",
+        (None, 64, 0.8, 1.75, 0, 5, None, 0),
+        b"dry",
     ),
 }
-
-
-def adapted(function: Any, adapt: Callable[..., Tuple[Any, ...]]) -> Callable[..., Any]:
-    return lambda *arguments: function(*adapt(*arguments))
-
-
-def one_by_one(clear: Any, set_one: Any) -> Callable[..., int]:
-    """Return llama_set_adapters_lora made of the older setters; 0 if all went well."""
-
-    def set_adapters(ctx: int, adapters: Any, n_adapters: int, scales: Any) -> int:
-        clear(ctx)
-        results = [set_one(ctx, adapters[i], scales[i]) for i in range(n_adapters)]
-        return min(results, default=0)
-
-    return set_adapters
-
-
-def separate_float_registers() -> bool:
-    """Tell whether floats and integers travel in registers counted apart: not so on Windows x64."""
-    return os.name != "nt"

@@ -9,15 +9,16 @@ occur, so LP64 (Linux, macOS) and LLP64 (Windows) agree.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+from collections.abc import Sequence
+from typing import Any
 
 Value = float  # a default as written in a layout table: a number; NULL is 0
-Row = Tuple[str, str, Tuple[Value, ...]]
-Table = Dict[str, Tuple[str, Tuple[Row, ...]]]  # struct -> (layout id, rows)
+Row = tuple[str, str, tuple[Value, ...]]
+Table = dict[str, tuple[str, tuple[Row, ...]]]  # struct -> (layout id, rows)
 
 BLOCK_BYTES = 512  # room for the parameter structs of builds that nobody has seen yet
 
-C_TYPES: Dict[str, Any] = {
+C_TYPES: dict[str, Any] = {
     "void": None,
     "bool": ctypes.c_bool,
     "i8": ctypes.c_int8,
@@ -54,25 +55,25 @@ class Block(ctypes.Structure):
 
 
 class ChainParams(ctypes.Structure):
-    """llama_sampler_chain_params: one byte, travels in a register, so it must never be oversized."""
+    """llama_sampler_chain_params: one byte that travels in a register, never to be oversized."""
 
     _fields_ = [("no_perf", ctypes.c_bool)]
 
 
-def struct_type(name: str, rows: Sequence[Row]) -> Type[ctypes.Structure]:
+def struct_type(name: str, rows: Sequence[Row]) -> type[ctypes.Structure]:
     """Return a ctypes struct with the fields of a layout table, in its order."""
     fields = [(field, C_TYPES[c_type]) for field, c_type, _ in rows]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-def offsets(rows: Sequence[Row]) -> List[Tuple[int, int]]:
+def offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """Return (offset, size) of every row of a layout table."""
     struct = struct_type("measured", rows)
     return [(getattr(struct, row[0]).offset, getattr(struct, row[0]).size) for row in rows]
 
 
 # Newest name -> how an older layout spells it: (older field, what to store there).
-OLDER_FIELDS: Dict[str, Tuple[str, Dict[int, int]]] = {
+OLDER_FIELDS: dict[str, tuple[str, dict[int, int]]] = {
     # llama_flash_attn_type: auto -1, disabled 0, enabled 1; auto was unknown before b6325
     "flash_attn_type": ("flash_attn", {-1: 0, 0: 0, 1: 1}),
 }
@@ -93,21 +94,21 @@ class Params:
 
     def __init__(
         self,
-        struct: Type[ctypes.Structure],
+        struct: type[ctypes.Structure],
         defaults: bytes,
-        load_modes: Optional[Dict[Tuple[bool, bool], int]] = None,
+        load_modes: dict[tuple[bool, bool], int] | None = None,
     ) -> None:
         self._as_parameter_ = Block.from_buffer_copy(defaults)
         self._view = struct.from_buffer(self._as_parameter_)
         self._names = {field[0] for field in struct._fields_}
         self._load_modes = load_modes or LOAD_MODES
-        self._alive: List[Any] = []
+        self._alive: list[Any] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
     def set(self, name: str, value: Any) -> bool:
-        """Store `value` in a field called as in the newest llama.h; False if this build has none."""
+        """Store `value` in a field by its newest name; False if this build has no such field."""
         if name not in self._names and name in OLDER_FIELDS:
             name, translation = OLDER_FIELDS[name]
             value = translation[int(value)]
@@ -130,7 +131,7 @@ class Params:
 
     def _store(self, name: str, value: Any) -> None:
         kind = type(self._view)
-        c_type = dict((field[0], field[1]) for field in kind._fields_)[name]  # type: ignore[misc]
+        c_type = dict((field[0], field[1]) for field in kind._fields_)[name]
         if c_type is ctypes.c_void_p and not isinstance(value, int):
             self._alive.append(value)
             value = ctypes.cast(value, ctypes.c_void_p)

@@ -7,12 +7,14 @@ finds `libloader.abi.detect`.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple, Tuple
+from functools import cache
+from typing import NamedTuple
 
 from libloader.abi import builds
 from libloader.abi.layouts.modules import MODULES
 from libloader.abi.structs import Row
+
+__all__ = ["MODULES", "TESTED_UP_TO", "Layout", "at", "of"]
 
 TESTED_UP_TO = "0.6.0-dev"  # the newest llama.h that abi_check.py has compared with these tables
 
@@ -24,11 +26,11 @@ class Layout(NamedTuple):
     id: str
     since: int
     until: int
-    rows: Tuple[Row, ...]
+    rows: tuple[Row, ...]
 
 
-@lru_cache(maxsize=None)
-def of(struct: str) -> Tuple[Layout, ...]:
+@cache
+def of(struct: str) -> tuple[Layout, ...]:
     """Return every known layout of a struct, oldest first."""
     found = [
         (builds.order(module.SINCE), *module.STRUCTS[struct])
@@ -37,8 +39,7 @@ def of(struct: str) -> Tuple[Layout, ...]:
     ]
     ends = [since for since, _, _ in found[1:]] + [builds.NEVER]
     return tuple(
-        Layout(struct, id, since, until, rows)
-        for (since, id, rows), until in zip(found, ends)
+        Layout(struct, id, since, until, rows) for (since, id, rows), until in zip(found, ends)
     )
 
 

@@ -1,7 +1,7 @@
 """Which builds export which function. Made by scripts/abi_check.py."""
 
 EXPORTS = (
-    # function, first build (b3600: or older), first build without it ("": still there)
+    # function, first build (b3600: or older), first build without it ("": none)
     ("llama_backend_free", "b3600", ""),
     ("llama_control_vector_apply", "b3600", "b4463"),
     ("llama_dump_timing_info_yaml", "b3600", "b3681"),
