@@ -142,9 +142,7 @@ def _fit(folder: Path, wanted: manifest.Manifest) -> bool:
         return False
 
 
-def _write(
-    zip_file: zipfile.ZipFile, name: str, wanted: manifest.Manifest, final: Path
-) -> None:
+def _write(zip_file: zipfile.ZipFile, name: str, wanted: manifest.Manifest, final: Path) -> None:
     with manifest.staged(final, mode=0o700, keep=partial(_fit, wanted=wanted)) as folder:
         members = (
             manifest.Member(file, entry.link, partial(zip_file.open, f"{PREFIX}{name}/{file}"))
