@@ -1,0 +1,167 @@
+"""The pipe between front and engine child: frames, and the messages that travel in them.
+
+Laws:
+- A frame is a u32 little-endian length and that many bytes of UTF-8 JSON, at most MAX_FRAME_BYTES.
+- What the child writes is data, never code, and its shape is checked here before anything acts on
+  it: a child with corrupted memory may send wrong words, it cannot make the front misbehave.
+  Whatever breaks the shape is a ValueError, and the front treats it as a crash.
+- One frame per engine step carries all streams' events.
+
+    front -> child   {"op": "start", "settings": core.EngineSettings, ...}
+                     {"op": "submit", "request": core.Request}   {"op": "cancel", "id": ...}
+                     {"op": "stop"}
+    child -> front   {"op": "progress", "value": 0.0..1.0}   {"op": "ready", "info": core.ModelInfo}
+                     {"op": "start_error", "error": errors.to_wire}
+                     {"op": "step", "ms": how long it took, "events": [core.Event, ...],
+                      "figures": {name: number} or null}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Union
+
+from libloader import core, errors
+
+MAX_FRAME_BYTES = 16 << 20
+_LENGTH = struct.Struct("<I")
+# Made once: json.dumps with options builds a new encoder for each call. NaN and infinities pass on
+# purpose (logit_bias holds -inf); the strict reader of client JSON is not this one.
+_encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def encode(message: Any) -> bytes:
+    """Return `message` as one frame. ValueError if too long, or if its text is no UTF-8."""
+    payload = _encode_json(message).encode("utf-8")
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {len(payload)} bytes exceeds {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def write_frame(fd: int, frame: bytes) -> None:
+    """Write all of `frame`; blocks while the pipe is full. OSError when the reader is gone."""
+    view = memoryview(frame)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class FrameDecoder:
+    """Turns bytes as they arrive into messages; `partial` tells of a frame cut off by a crash."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Return the messages completed by `data`. ValueError if they cannot be frames."""
+        self._buffer += data
+        messages, start = [], 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame claims {length} bytes")
+            end = start + _LENGTH.size + length
+            if end > len(self._buffer):
+                break
+            messages.append(json.loads(self._buffer[start + _LENGTH.size : end].decode("utf-8")))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+
+class Progress(NamedTuple):
+    """Loading goes on; `value` is 0.0..1.0."""
+
+    value: float
+
+
+class Ready(NamedTuple):
+    """The engine takes requests."""
+
+    info: core.ModelInfo
+
+
+class StartRefused(NamedTuple):
+    """The engine could not start and says why; it exits next."""
+
+    error: errors.IgllamaError
+
+
+class Step(NamedTuple):
+    """What one engine step brought. `figures` come with some steps only."""
+
+    ms: float
+    events: tuple[core.Event, ...]
+    figures: dict[str, float] | None
+
+
+ChildMessage = Union[Progress, Ready, StartRefused, Step]
+
+_NUMBER = (int, float)
+# What each event's fields must be, after its tag; the ids inside are the ledger's to check.
+_EVENT_FIELDS: dict[str, tuple[Any, ...]] = {
+    "t": (str, int, str, list, (list, type(None))),
+    "c": (str, int, str, (str, type(None))),
+    "e": (str, int, str, int),
+    "k": (str, int, list, list, str),
+    "p": (str, int, int, int),
+    "d": (str, list, dict),
+    "f": (str, dict),
+}
+
+
+def read_child_message(data: Any) -> ChildMessage:
+    """Check and rebuild one message of the child. ValueError if it is not one."""
+    try:
+        return _READERS[data["op"]](data)
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        raise ValueError(f"the engine sent a malformed message: {exc!r}") from exc
+
+
+def _read_progress(data: dict[str, Any]) -> ChildMessage:
+    return Progress(min(1.0, max(0.0, float(data["value"]))))
+
+
+def _read_ready(data: dict[str, Any]) -> ChildMessage:
+    return Ready(core.from_wire(core.ModelInfo, data["info"]))
+
+
+def _read_start_error(data: dict[str, Any]) -> ChildMessage:
+    return StartRefused(errors.from_wire(data["error"]))
+
+
+def _read_step(data: dict[str, Any]) -> ChildMessage:
+    figures = data["figures"]
+    if figures is not None:
+        figures = {str(name): float(value) for name, value in figures.items()}
+    events = tuple([_read_event(event) for event in data["events"]])
+    return Step(float(data["ms"]), events, figures)
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], ChildMessage]] = {
+    "progress": _read_progress,
+    "ready": _read_ready,
+    "start_error": _read_start_error,
+    "step": _read_step,
+}
+
+
+def _read_event(data: Sequence[Any]) -> core.Event:
+    """Hot: once per token of every stream, so the commonest event skips the general way."""
+    fields = _EVENT_FIELDS[data[0]]
+    values = data[1:]
+    if len(values) != len(fields) or not all(map(isinstance, values, fields)):
+        raise ValueError(f"event {data[0]!r} has the wrong fields")
+    if data[0] == "t":
+        tokens = tuple(values[3])
+        if not all([type(token) is int for token in tokens]):
+            raise ValueError("a token id is no integer")
+        if values[4] is None:
+            return core.TokenEvent(values[0], values[1], values[2], tokens)
+    return core.event_from_wire(data)

@@ -1,0 +1,129 @@
+"""The thread that owns an engine: takes commands between steps, steps, hands the events out.
+
+The same loop runs in the engine child (events go into a frame) and inline (events go to the
+clients). It knows neither pipes nor libllama.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Mapping
+from typing import Any, Callable, NamedTuple, Protocol, Union
+
+from libloader import core, errors
+
+HEARTBEAT_S = 1.0  # an idle engine shows that it lives
+FIGURES_S = 0.1  # figures travel at most this often while it works
+
+logger = logging.getLogger(__name__)
+
+# (phase, ids of the requests in hand separated by spaces, step number)
+Mark = Callable[[str, str, int], None]
+
+
+class EnginePort(Protocol):
+    """What the loop needs of libloader.engine.engine.Engine."""
+
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def info(self) -> core.ModelInfo: ...
+    def submit(self, request: core.Request) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+    def step(self) -> list[core.Event]: ...
+    def figures(self) -> Mapping[str, float]: ...
+    def close(self) -> None: ...
+
+
+# (settings, where progress 0.0..1.0 goes, the breadcrumb) -> an engine that is ready
+BuildEngine = Callable[[core.EngineSettings, Callable[[float], None], Mark], EnginePort]
+
+
+class Submit(NamedTuple):
+    request: core.Request
+
+
+class Cancel(NamedTuple):
+    request_id: str
+
+
+class Stop(NamedTuple):
+    pass
+
+
+Command = Union[Submit, Cancel, Stop]
+
+
+class Report(NamedTuple):
+    """One step: how long it took, what it brought; `figures` in some reports only."""
+
+    ms: float
+    events: list[core.Event]
+    figures: Mapping[str, float] | None
+
+
+class EngineLoop:
+    """`post` is for any thread, everything else for the one that calls `run`."""
+
+    def __init__(self, engine: EnginePort, emit: Callable[[Report], None], mark: Mark) -> None:
+        self._engine = engine
+        self._emit = emit
+        self._mark = mark
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._refused: list[core.Event] = []
+        self._figures_at = 0.0
+
+    def post(self, command: Command) -> None:
+        self._inbox.put(command)
+
+    def run(self) -> None:
+        """Serve until Stop arrives. An exception of `step` leaves it: the engine is broken then."""
+        while self._take_commands():
+            self._step()
+
+    def _take_commands(self) -> bool:
+        """Apply what has arrived, waiting for it while there is nothing to do; False on Stop."""
+        waiting = self._engine.idle
+        if waiting:
+            self._mark("idle", "", 0)
+        while waiting or not self._inbox.empty():
+            try:
+                command = self._inbox.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                self._mark("idle", "", 0)
+                continue
+            if isinstance(command, Stop):
+                return False
+            self._apply(command)
+            waiting = False
+        return True
+
+    def _apply(self, command: Any) -> None:
+        if isinstance(command, Cancel):
+            self._engine.cancel(command.request_id)
+            return
+        try:
+            self._engine.submit(command.request)
+        except errors.IgllamaError as error:
+            self._refuse(command.request, error)
+        except (ValueError, TypeError, KeyError, IndexError) as exc:
+            # Our bug, in code that touches this request only: the others go on.
+            logger.exception("request %s could not be submitted", command.request.id)
+            self._refuse(command.request, errors.ServerError(f"internal error: {exc!r}"))
+
+    def _refuse(self, request: core.Request, error: errors.IgllamaError) -> None:
+        self._refused.append(core.RequestFailed(request.id, errors.to_wire(error)))
+
+    def _step(self) -> None:
+        started = time.monotonic()
+        events = self._engine.step()
+        now = time.monotonic()
+        if self._refused:
+            events, self._refused = [*self._refused, *events], []
+        figures = None
+        if now - self._figures_at >= FIGURES_S or self._engine.idle:
+            figures, self._figures_at = self._engine.figures(), now
+        if events or figures is not None:
+            self._emit(Report((now - started) * 1000, events, figures))
