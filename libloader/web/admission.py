@@ -1,0 +1,146 @@
+"""Who is inside: the connections of one server, and the memory lent for bodies.
+
+A connection is either *reading* (it owes us a request: silent, slow, or between two requests) or
+*working* (we owe it an answer). When all places are taken, the one that has been reading longest is
+shed, provided it had a fair time; only when everybody is being worked for, the newcomer is refused.
+A newcomer may wait for a moment in the kernel's backlog first: bursts pass by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from math import inf
+from time import monotonic
+
+from libloader.web.problems import HttpProblem
+from libloader.web.settings import WebSettings
+from libloader.web.wire import Wire
+
+
+class Admission:
+    def __init__(self, settings: WebSettings) -> None:
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._reading_since: dict[Wire, float] = {}  # inf = working
+        self._shed: set[Wire] = set()  # told to go, not gone yet: no longer counted
+        self._last_exit = 0.0
+        self.n_shed = 0
+        self.n_refused = 0
+
+    def admit(self, wire: Wire) -> bool:
+        """Let `wire` in, waiting a moment for a place if need be; False = refuse it."""
+        with self._changed:
+            if self._too_many_of(wire.ip) or not self._make_room():
+                self.n_refused += 1
+                return False
+            self._reading_since[wire] = monotonic()
+            return True
+
+    def leave(self, wire: Wire) -> None:
+        with self._changed:
+            self._reading_since.pop(wire, None)
+            self._shed.discard(wire)
+            self._last_exit = monotonic()
+            self._changed.notify_all()
+
+    def begin_reading(self, wire: Wire) -> bool:
+        """Note that `wire` owes a request from now on; False if it was shed."""
+        return self._set(wire, monotonic())
+
+    def begin_work(self, wire: Wire) -> bool:
+        """Note that we owe `wire` an answer: it is safe now; False if it was shed."""
+        return self._set(wire, inf)
+
+    def shed_longest_reading(self) -> None:
+        """Make somebody go who owes us a request: file descriptors have run out."""
+        with self._changed:
+            victim = self._longest_reading()
+            if victim is not None:
+                self._make_go(victim)
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until nobody is owed an answer; False after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.n_working() == 0, timeout_s)
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not (self._reading_since or self._shed), timeout_s
+            )
+
+    def cut_all(self) -> None:
+        with self._changed:
+            for wire in list(self._reading_since):
+                self._make_go(wire)
+
+    def n_open(self) -> int:
+        return len(self._reading_since)
+
+    def n_working(self) -> int:
+        return sum(since == inf for since in list(self._reading_since.values()))
+
+    # Under the lock.
+
+    def _set(self, wire: Wire, since: float) -> bool:
+        with self._changed:
+            if wire not in self._reading_since:
+                return False
+            was_working = self._reading_since[wire] == inf
+            self._reading_since[wire] = since
+            if was_working:
+                self._changed.notify_all()
+            return True
+
+    def _too_many_of(self, ip: str) -> bool:
+        cap = self._settings.n_connections_per_ip
+        return bool(cap and ip) and sum(wire.ip == ip for wire in self._reading_since) >= cap
+
+    def _make_room(self) -> bool:
+        """Wait, shed or give up until there is a place."""
+        while len(self._reading_since) >= self._settings.n_connections:
+            now, fair_s = monotonic(), self._settings.shed_after_s
+            victim = self._longest_reading()
+            if victim is not None:
+                wait_s = self._reading_since[victim] + fair_s - now
+                if wait_s <= 0:
+                    self._make_go(victim)
+                    continue
+            else:
+                wait_s = self._last_exit + fair_s - now
+                if wait_s <= 0:
+                    return False  # nobody has left for a while: waiting longer helps nobody
+            self._changed.wait(wait_s)
+        return True
+
+    def _longest_reading(self) -> Wire | None:
+        if not self._reading_since:
+            return None
+        wire, since = min(self._reading_since.items(), key=lambda item: item[1])
+        return wire if since < inf else None
+
+    def _make_go(self, wire: Wire) -> None:
+        del self._reading_since[wire]
+        self._shed.add(wire)
+        self.n_shed += 1
+        wire.cut()
+
+
+class BodyBudget:
+    """Memory that the bodies of all running requests may hold together."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._left = n_bytes
+        self._lock = threading.Lock()
+
+    def borrow(self, n_bytes: int) -> None:
+        """Take `n_bytes`, or refuse the request: 503."""
+        with self._lock:
+            if n_bytes > self._left:
+                message = "too many large requests at once; try again in a moment"
+                raise HttpProblem(503, message, headers=(("Retry-After", "1"),))
+            self._left -= n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        with self._lock:
+            self._left += n_bytes

@@ -1,0 +1,166 @@
+"""Listening sockets: from addresses as a person writes them, or inherited from systemd.
+
+127.0.0.1:8080    [::1]:8080    [::]:8080 (IPv6, and IPv4 unless an IPv4 address is given too)
+localhost:8080 (no look-up)    name:8080 (the only name look-up: the operator asked for it)
+unix:/path.sock
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Union
+
+from libloader.errors import StartError, UsageError
+from libloader.web.settings import WebSettings
+
+_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+_LOCAL = {"localhost": "127.0.0.1", "": "0.0.0.0", "*": "0.0.0.0"}
+
+AnyAddress = Union[str, socket.socket]
+
+
+class Address(NamedTuple):
+    """`host` is a path if `port` is -1."""
+
+    host: str
+    port: int
+
+    @property
+    def is_unix(self) -> bool:
+        return self.port < 0
+
+
+def parse_address(text: str) -> Address:
+    if text.startswith("unix:"):
+        return Address(text[len("unix:") :], -1)
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{text}: an address is HOST:PORT, [IPV6]:PORT or unix:/path.sock")
+    return Address(_LOCAL.get(host, host), int(port))
+
+
+def listen(texts: Sequence[AnyAddress], settings: WebSettings) -> list[socket.socket]:
+    """Bind and listen on every address, or on none: StartError names the one that failed."""
+    addresses = [parse_address(text) for text in texts if isinstance(text, str)]
+    has_ipv4 = any(":" not in address.host for address in addresses if not address.is_unix)
+    sockets: list[socket.socket] = []
+    try:
+        for text in texts:
+            sockets.append(_listen_one(text, settings, v6_only=has_ipv4))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """Take over the sockets of systemd's socket activation; empty without it.
+
+    The variables are removed, so that the engine child does not think they are meant for it.
+    """
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    fds = range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + int(count))
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    for sock in sockets:
+        sock.set_inheritable(False)
+    return sockets
+
+
+def url_of(sock: socket.socket, tls: bool) -> str:
+    """Return the URL under which a listening socket is reached, as bound."""
+    name = sock.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    host, port = str(name[0]), name[1]
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{host}:{port}"
+
+
+def remove_unix_path(sock: socket.socket) -> None:
+    """Remove the file of a Unix socket that is being closed."""
+    if _is_unix(sock):
+        with suppress(OSError, TypeError):
+            os.unlink(sock.getsockname())
+
+
+def _listen_one(text: AnyAddress, settings: WebSettings, v6_only: bool) -> socket.socket:
+    try:
+        sock = text if isinstance(text, socket.socket) else _bound(parse_address(text), v6_only)
+        sock.listen(settings.n_listen_backlog)
+    except OSError as error:
+        raise StartError(f"cannot listen on {text}: {error.strerror or error}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _bound(address: Address, v6_only: bool) -> socket.socket:
+    if address.is_unix:
+        return _bound_unix(address.host)
+    family, sockaddr = _resolve(address)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _set_reuse(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6_only))
+        sock.bind(sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _resolve(address: Address) -> tuple[int, tuple[object, ...]]:
+    """Return family and socket address; a literal is never looked up."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            socket.inet_pton(family, address.host)
+            return family, (address.host, address.port)
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return found[0][0], found[0][4]
+
+
+def _set_reuse(sock: socket.socket) -> None:
+    """Allow a restart at once; on Windows SO_REUSEADDR would let others steal the port instead."""
+    if sys.platform == "win32":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def _bound_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        os.chmod(path, 0o660)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on; anything else stays and fails the bind."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+
+
+def _is_unix(sock: socket.socket) -> bool:
+    return hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
