@@ -97,7 +97,7 @@ class FakeBatch:
 
 
 class Cell:
-    """One cell of the fake KV cache: a token after its whole past, and how many sequences use it."""
+    """One cell of the fake KV cache: a token after its whole past, and how many use it."""
 
     __slots__ = ("past", "n_users")
 
@@ -186,9 +186,12 @@ class FakeContext:
     def seq_pos_max(self, seq_id: int) -> int:
         return len(self.cells[seq_id]) - 1
 
-    def logits_row(self, row: int) -> array[float]:
+    def logprobs(self, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """The model's choice is sure, log 1; the others follow by id, ever less likely."""
         chosen = self.tokens_of(self.rows[row])
-        return array("f", [5.0 if token == chosen else 0.0 for token in range(len(PIECES))])
+        ranked = [chosen, *(other for other in range(len(PIECES)) if other != chosen)]
+        top = [(other, -float(rank)) for rank, other in enumerate(ranked[:n_top])]
+        return -float(ranked.index(token)), top
 
     def embeddings_seq(self, seq_id: int) -> array[float]:
         past = self.cells[seq_id][-1].past
@@ -240,6 +243,9 @@ class FakeChain:
     def accept(self, token: int) -> None:
         assert not self.closed
         self.accepted.append(token)
+
+    def accept_prompt(self, tokens: Sequence[int]) -> None:
+        assert not self.closed and not self.accepted
 
     def close(self) -> None:
         assert not self.closed, "closed twice"

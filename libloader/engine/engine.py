@@ -17,6 +17,7 @@ Laws:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from libloader.core import (
     ChoiceDone,
     EngineSettings,
     Event,
+    ModelInfo,
     ProgressEvent,
     Request,
     RequestDone,
@@ -34,7 +36,6 @@ from libloader.core import (
     TokensEvent,
 )
 from libloader.engine.embedder import Embedder, Input
-from libloader.engine.logprobs import logprobs_of
 from libloader.engine.ports import (
     BatchPort,
     Breadcrumb,
@@ -56,7 +57,9 @@ from libloader.errors import (
 )
 
 DEFAULT_QUEUE = 128
-DECODED, NO_ROOM = 0, 1  # llama_decode; 2 is aborted, negative an error
+DECODED, NO_ROOM, REFUSED = 0, 1, -1  # llama_decode; 2 is aborted, other negatives are errors
+CACHED_PIECES = 1 << 15  # tokens whose bytes are kept: a call into C costs a hundred look-ups
+NO_INFO = ModelInfo()
 Rows = list[tuple[Sequence, int]]  # (sequence, row of the batch that has its logits)
 
 
@@ -78,8 +81,13 @@ class Engine:
         open_embedder: OpenEmbedder,
         clock: Callable[[], float] = time.monotonic,
         breadcrumb: Breadcrumb = no_breadcrumb,
+        info: ModelInfo = NO_INFO,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        self._vocab = model.vocab
+        self.info = info
+        self._on_close = on_close
+        self._piece = functools.lru_cache(CACHED_PIECES)(model.vocab.piece)
+        self._is_eog = functools.lru_cache(CACHED_PIECES)(model.vocab.is_eog)
         self._context = context
         self._batch = batch
         self._open_chain = open_chain
@@ -141,10 +149,21 @@ class Engine:
         return events
 
     def close(self) -> None:
-        """Drop all requests and free what the engine opened; context and model are the caller's."""
+        """Drop all requests, free what the engine opened, then call `on_close`."""
         for live in list(self._live.values()):
             self._drop(live)
         self._embedder.close()
+        self._on_close()
+
+    def figures(self) -> dict[str, float]:
+        """Return the state and the totals in numbers, by name."""
+        return {
+            "n_running": self.n_running,
+            "n_waiting": self.n_waiting,
+            "n_cells_used": self.n_cells_used,
+            "n_steps": self._n_steps,
+            **self.counters.figures(),
+        }
 
     def check_integrity(self) -> None:
         """Assert what must be true between two steps. For tests."""
@@ -246,6 +265,7 @@ class Engine:
         self._breadcrumb("grammar_init", request.id, self._n_steps)
         try:
             sequence.chain = self._open_chain(dataclasses.replace(request.sampling, seed=seed))
+            sequence.chain.accept_prompt(sequence.tokens[: sequence.n_prompt])
             for token in sequence.tokens[sequence.n_prompt :]:
                 sequence.chain.accept(token)
         except IgllamaError as error:
@@ -337,9 +357,12 @@ class Engine:
         """Decode `plan` and sample who is due; recover if it is refused."""
         self._scheduler.make_room(sum(n for _, n in plan))
         rows = self._fill(plan)
-        blame = plan[0][0].live.request.id if len(plan) == 1 else ""
-        self._breadcrumb("decode", blame, self._n_steps)
-        code = self._context.decode(self._batch)
+        ids = dict.fromkeys(sequence.live.request.id for sequence, _ in plan)
+        self._breadcrumb("decode", " ".join(ids), self._n_steps)
+        try:
+            code = self._context.decode(self._batch)
+        except DecodeFailed:  # our own guards stopped it before C
+            code = REFUSED
         if code != DECODED:
             self._recover(plan, code)
             return
@@ -402,22 +425,26 @@ class Engine:
             live.first_token_s = self._clock()
         self._breadcrumb("detok", live.request.id, self._n_steps)
         text = self._take(sequence, token)
-        logprobs = None
-        if live.request.top_logprobs >= 0:
-            logits = self._context.logits_row(row)
-            logprobs = logprobs_of(logits, token, live.request.top_logprobs, self._piece_text)
-        event = TokenEvent(live.request.id, sequence.index, text, (token,), logprobs)
-        self._events.append(event)
+        chances = self._logprobs(row, token, live.request.top_logprobs)
+        self._events.append(TokenEvent(live.request.id, sequence.index, text, (token,), chances))
         if sequence.reason:
             self._end(sequence)
 
     def _take(self, sequence: Sequence, token: int) -> str:
         request = sequence.live.request
-        ends = self._vocab.is_eog(token) and not request.sampling.ignore_eos
-        return sequence.take(token, self._vocab.piece(token, request.keep_special), ends)
+        ends = self._is_eog(token) and not request.sampling.ignore_eos
+        return sequence.take(token, self._piece(token, request.keep_special), ends)
+
+    def _logprobs(self, row: int, token: int, n_top: int) -> tuple[Any, ...] | None:
+        """Return core.TokenEvent's `logprobs`."""
+        if n_top < 0:
+            return None
+        own, top = self._context.logprobs(row, token, n_top)
+        alternatives = tuple((i, self._piece_text(i), logprob) for i, logprob in top)
+        return ((token, self._piece_text(token), own, alternatives),)
 
     def _piece_text(self, token: int) -> str:
-        return self._vocab.piece(token, True).decode("latin-1")
+        return self._piece(token, True).decode("latin-1")
 
     # -- when native code says no ---------------------------------------------------------------
 
@@ -468,8 +495,8 @@ class Engine:
                     self._embed_together([item])
 
     def _embed_together(self, inputs: list[Input]) -> bool:
-        blame = inputs[0].live.request.id if len(inputs) == 1 else ""
-        self._breadcrumb("decode", blame, self._n_steps)
+        ids = dict.fromkeys(item.live.request.id for item in inputs)
+        self._breadcrumb("decode", " ".join(ids), self._n_steps)
         try:
             events = self._embedder.embed(inputs)
         except DecodeFailed as error:

@@ -1,0 +1,112 @@
+"""From settings to an engine that is ready: library, model, context, batch, in this order.
+
+Lives here: which native parts an engine consists of, and what it says of itself. Not here: how any
+of them works. The only module of this layer that makes native objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any, Callable
+
+from libloader.abi import find, library
+from libloader.core import EngineSettings, ModelInfo, Sampling
+from libloader.engine.engine import Engine, n_ctx_slot, no_breadcrumb
+from libloader.engine.ports import Breadcrumb
+from libloader.errors import ModelLoadFailed
+from libloader.llama.batch import Batch
+from libloader.llama.context import Context
+from libloader.llama.model import Model
+from libloader.llama.sampler import SamplerChain
+
+EMBEDDING_SEQUENCES = 32  # inputs that share one batch
+
+
+def build_engine(
+    settings: EngineSettings,
+    progress: Callable[[float], None] = lambda done: None,
+    breadcrumb: Breadcrumb = no_breadcrumb,
+) -> Engine:
+    """Load `settings.model` and return its engine; the caller closes it. Raises a StartError."""
+    started_s = time.monotonic()
+    lib = find.find_library(settings.lib, library.load)
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(Model.load(lib, settings.model, settings, progress))
+        if model.is_encoder_decoder:
+            raise ModelLoadFailed(f"{settings.model}: encoder-decoder models are not supported")
+        context = stack.enter_context(Context(model, settings))
+        info = describe(lib, model, context, settings)
+        info = dataclasses.replace(info, load_ms=(time.monotonic() - started_s) * 1e3)
+        return Engine(
+            model,
+            context,
+            settings,
+            batch=Batch(lib, context.n_batch, context.n_seq_max),
+            open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
+            open_embedder=functools.partial(_embedding_context, lib, model, settings),
+            breadcrumb=breadcrumb,
+            info=info,
+            on_close=stack.pop_all().close,
+        )
+
+
+def describe(lib: Any, model: Model, context: Context, settings: EngineSettings) -> ModelInfo:
+    """Return what the loaded parts say of themselves."""
+    vocab = model.vocab
+    return ModelInfo(
+        alias=settings.alias,
+        path=settings.model,
+        description=model.description,
+        architecture=model.architecture,
+        size_bytes=model.size_bytes,
+        n_params=model.n_params,
+        n_vocab=vocab.n_tokens,
+        n_embd=model.n_embd,
+        n_ctx_train=model.n_ctx_train,
+        n_ctx=context.n_ctx,
+        n_ctx_slot=n_ctx_slot(context, settings),
+        n_slots=min(settings.n_parallel, context.n_seq_max),
+        n_batch=context.n_batch,
+        n_ubatch=context.n_ubatch,
+        n_threads=context.n_threads,
+        n_threads_batch=context.n_threads_batch,
+        kv_bytes=context.kv_bytes,
+        bos_token=_text(model, vocab.bos),
+        eos_token=_text(model, vocab.eos),
+        special_tokens=vocab.special_tokens,
+        chat_template=model.chat_template,
+        library_path=lib.path,
+        library_release=lib.release,
+        library_layout=lib.layout,
+        backends=lib.backends,
+        missing=lib.missing,
+    )
+
+
+def _text(model: Model, token: int) -> str:
+    return model.vocab.piece(token, True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+def _open_chain(model: Model, n_ctx: int, sampling: Sampling) -> SamplerChain:
+    return SamplerChain(model, sampling, n_ctx)
+
+
+@contextlib.contextmanager
+def _embedding_context(
+    lib: Any, model: Model, settings: EngineSettings
+) -> Iterator[tuple[Context, Batch]]:
+    """A second context of one full batch, its cells shared by all inputs in it."""
+    n_batch = min(settings.n_batch, model.n_ctx_train or settings.n_batch)
+    wishes = dataclasses.replace(
+        settings,
+        n_parallel=EMBEDDING_SEQUENCES,
+        n_ctx=-(-n_batch // EMBEDDING_SEQUENCES),
+        n_batch=n_batch,
+        kv_unified=True,
+    )
+    with Context(model, wishes, embeddings=True) as context:
+        yield context, Batch(lib, context.n_batch, context.n_seq_max)
