@@ -29,7 +29,7 @@ class Candidates:
         numbers = (ctypes.c_int32 * n_tokens)(*range(n_tokens))
         self._numbered = memoryview(numbers).cast("B").cast("i")
         self._array = lib.TokenDataArray()
-        self._array.data = ctypes.cast(self._storage, type(self._array.data))
+        self._array.data = ctypes.addressof(self._storage)
         self.pointer = ctypes.byref(self._array)
 
     def fill(self, logits: Any) -> None:
