@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import queue
 import random
@@ -38,18 +39,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from libloader.web.server import Exchange, Server
-
 from libloader import __version__, core, errors, options
 from libloader.chat import template as chat_template
 from libloader.llama import gguf
 from libloader.protocol import chat, embeddings, fields, models, strict_json
-from libloader.supervise import child
+from libloader.supervise import child, launch
 from libloader.supervise.inline import InlineEngine
 from libloader.supervise.supervisor import Options as SupervisorOptions
 from libloader.supervise.supervisor import Supervisor
 from libloader.web import events
-from libloader.web.problems import Reply
+from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
+from libloader.web.server import Exchange, Server
 from libloader.web.settings import WebSettings
 
 LOG = logging.getLogger("igllama")
@@ -79,24 +79,21 @@ STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     errors.NanLogits:         (500, "server_error", "nan_logits"),
     errors.CapabilityMissing: (501, "server_error", "not_supported_by_library"),
 }  # fmt: skip
-INTERNAL = (500, "server_error", "internal_error")
 
 
 def describe_error(exc: BaseException) -> Reply:
     """Return the answer for an error: OpenAI's shape, never a traceback."""
-    status, kind, code = next(
-        (STATUS_OF[cls] for cls in type(exc).__mro__ if cls in STATUS_OF), INTERNAL
-    )
-    if not isinstance(exc, errors.IgllamaError):
-        body = error_body("internal error; the server's log says more", None, kind, code)
-        return Reply(status, body, ())
-    wait_s = exc.retry_after_s
-    headers = (("Retry-After", str(max(1, round(wait_s)))),) if wait_s is not None else ()
-    return Reply(status, error_body(exc.message, exc.param, kind, code), headers)
-
-
-def error_body(message: str, param: str | None, kind: str, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if isinstance(exc, HttpProblem):
+        return reply_of(exc)
+    row = next((STATUS_OF[cls] for cls in type(exc).__mro__ if cls in STATUS_OF), None)
+    if row is None or not isinstance(exc, errors.IgllamaError):
+        return internal_error()
+    status, kind, code = row
+    headers = ()
+    if exc.retry_after_s is not None:
+        headers = (("Retry-After", str(max(1, math.ceil(exc.retry_after_s)))),)
+    error = {"message": exc.message, "type": kind, "param": exc.param, "code": code}
+    return Reply(status, {"error": error}, headers)
 
 
 # ---- the application: what the handlers share ----
@@ -409,15 +406,21 @@ def serve(arguments: Sequence[str]) -> int:
 def make_engine(flags: argparse.Namespace) -> Supervisor | InlineEngine:
     settings = options.engine_settings(flags)
     if flags.isolation == "none":
-        return InlineEngine(settings)
-    command = [sys.executable, *interpreter_flags(), os.path.abspath(sys.argv[0]), CHILD_FLAG]
-    return Supervisor(settings, SupervisorOptions(command=command))
+        return InlineEngine(settings, build_engine)
+    command = [*launch.python_command(os.path.abspath(sys.argv[0])), CHILD_FLAG]
+    test_mode = os.environ.get("IGLLAMA_TEST_MODE") == "1"
+    return Supervisor(settings, SupervisorOptions(command=command, test_mode=test_mode))
 
 
-def interpreter_flags() -> list[str]:
-    """The flags this interpreter was started with that decide what it may import."""
-    wanted = (("-I", sys.flags.isolated), ("-S", sys.flags.no_site), ("-O", sys.flags.optimize))
-    return [flag for flag, given in wanted if given]
+def build_engine(*arguments: Any) -> Any:
+    """engine.build.build_engine, imported late: the front process never loads libllama."""
+    from libloader.engine import build
+
+    return build.build_engine(*arguments)
+
+
+def run_child(arguments: Sequence[str]) -> int:
+    return child.main(arguments, build_engine)
 
 
 def bind_routes(app: App) -> dict[tuple[str, str], Callable[[Exchange], None]]:
@@ -441,7 +444,7 @@ def addresses(flags: argparse.Namespace) -> list[str]:
 def web_settings(flags: argparse.Namespace) -> WebSettings:
     return WebSettings(
         api_keys=api_keys(flags),
-        cors_origins=tuple(flags.cors_origin),
+        cors_origins=tuple(flags.cors_origin) or ("*",),
         allowed_hosts=tuple(flags.allowed_host),
         ssl_cert_file=flags.ssl_cert_file,
         ssl_key_file=flags.ssl_key_file,
@@ -593,7 +596,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "--help": print_help,
     "help": print_help,
     "--version": print_version,
-    CHILD_FLAG: child.main,
+    CHILD_FLAG: run_child,
 }
 
 

@@ -182,6 +182,7 @@ class EngineSettings:
 
     model: str = ""
     lib: str = ""  # file or folder given by the user; "" = search
+    lib_cache: str = ""  # where a library inside the single file is unpacked; "" = the usual place
     alias: str = ""
     n_gpu_layers: int = 0  # -1 = all
     n_ctx: int = 0  # per slot; 0 = the model's, capped by memory

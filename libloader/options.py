@@ -209,6 +209,7 @@ def engine_settings(options: argparse.Namespace) -> core.EngineSettings:
     return core.EngineSettings(
         model=options.model,
         lib=options.lib,
+        lib_cache=options.lib_cache,
         alias=options.alias or (name[:-5] if name.endswith(".gguf") else name),
         n_gpu_layers=options.gpu_layers,
         n_ctx=options.ctx_size,

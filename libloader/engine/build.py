@@ -33,7 +33,7 @@ def build_engine(
 ) -> Engine:
     """Load `settings.model` and return its engine; the caller closes it. Raises a StartError."""
     started_s = time.monotonic()
-    lib = find.find_library(settings.lib, library.load)
+    lib = find.find_library(settings.lib, library.load, lib_cache=settings.lib_cache)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(Model.load(lib, settings.model, settings, progress))
         if model.is_encoder_decoder:
