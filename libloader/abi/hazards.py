@@ -38,6 +38,8 @@ HAZARDS: tuple[Hazard, ...] = (
     Hazard("streams_copy_whole", "b5913", "",
            "without kv_unified only whole sequences can be copied; else the process aborts"),
     # for the layers above
+    Hazard("dist_reads_p", "b3600", "b3988",
+           "the dist sampler draws by the p that the sampler before it left, temperature or not"),
     Hazard("state_garbage", "b3600", "b6122",
            "llama_state_seq_set_data hangs or takes gigabytes on damaged data"),
     Hazard("pos_max_zero", "b3600", "b5590",

@@ -207,10 +207,10 @@ class Library:
             bound.pop("llama_set_abort_callback", None)
         self._functions = {row[0]: row[0] in bound for row in prototypes.PROTOTYPES}
         off = [c for c in prototypes.CAPABILITIES if not set(c.functions) <= set(bound)]
+        bound.update(guards.Guards(bound, self.hazard, log.errors_during).guarded())
         for capability in off:
             for name in capability.functions:
                 bound.setdefault(name, self._refusing(capability))
-        bound.update(guards.Guards(bound, self.hazard, log.errors_during).guarded())
         self.__dict__.update(bound)
         return tuple(capability.name for capability in off)
 

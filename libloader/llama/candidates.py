@@ -70,6 +70,14 @@ class Candidates:
         return self._ids[at], self._floats[at + 1], self._floats[at + 2]
 
 
+def init_softmax(lib: Any, n_vocab: int) -> Any:
+    """Return a sampler that computes every p and changes nothing else.
+
+    It is top-p that must keep the whole vocabulary: llama_sampler_init_softmax is gone from b6338.
+    """
+    return lib.llama_sampler_init_top_p(0.5, n_vocab)
+
+
 class LogprobReader(Handle):
     """Computes log probabilities from logits: the softmax and the sorting happen in C.
 
@@ -77,7 +85,9 @@ class LogprobReader(Handle):
     """
 
     def __init__(self, lib: Any, n_vocab: int, parent: Handle) -> None:
-        super().__init__("logprob reader", lib.llama_sampler_init_dist(0), self._free_both, parent)
+        old = lib.hazard("dist_reads_p")
+        softmax = init_softmax(lib, n_vocab) if old else lib.llama_sampler_init_dist(0)
+        super().__init__("logprob reader", softmax, self._free_both, parent)
         self._lib = lib
         self._top_k = lib.llama_sampler_init_top_k(min(N_TOP, n_vocab))
         self._candidates = Candidates(lib, n_vocab)

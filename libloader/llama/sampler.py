@@ -56,6 +56,7 @@ class Row(NamedTuple):
 
     `param` is the request field to name when this build lacks `capability`. A sampler that
     `remembers` chooses by the tokens it has accepted; `window` is how many of a prompt it uses.
+    One with a `hazard` is only there for the builds that `abi.hazards` lists under it.
     """
 
     constructor: str
@@ -65,6 +66,7 @@ class Row(NamedTuple):
     param: str = ""
     remembers: bool = False
     window: Callable[[Setup], int] = lambda s: 0
+    hazard: str = ""
 
 
 def _draws(p: Sampling) -> bool:
@@ -101,7 +103,7 @@ SAMPLERS: tuple[Row, ...] = (
     Row(
         "llama_sampler_init_dry",
         lambda s: (
-            s.vocab, s.p.dry_multiplier, s.p.dry_base, s.p.dry_allowed_length,
+            s.vocab, s.p.dry_multiplier, s.p.dry_base, min(s.p.dry_allowed_length, s.n_ctx),
             s.last_n(s.p.dry_penalty_last_n), s.breakers, len(s.breakers),
         ),
         lambda p: p.dry_multiplier > 0 and p.dry_penalty_last_n != 0,
@@ -161,6 +163,12 @@ SAMPLERS: tuple[Row, ...] = (
         lambda p: _draws(p) and p.mirostat == 2,
         remembers=True,
     ),
+    Row(  # a plain softmax, see candidates.init_softmax
+        "llama_sampler_init_top_p",
+        lambda s: (0.5, s.n_vocab),
+        _truncates,
+        hazard="dist_reads_p",
+    ),
     Row("llama_sampler_init_dist", lambda s: (s.seed,), _truncates),
     Row("llama_sampler_init_greedy", lambda s: (), lambda p: not _draws(p)),
 )  # fmt: skip
@@ -175,9 +183,7 @@ class SamplerChain(Handle):
 
     def __init__(self, model: Model, sampling: Sampling, n_ctx: int) -> None:
         self._lib, self._model, self._sampling = model.lib, model, sampling
-        rows = [row for row in SAMPLERS if row.used_when(sampling)]
-        for row in rows:
-            _require(self._lib, row)
+        rows = _rows(self._lib, sampling)
         setup = Setup(self._lib, model.vocab, sampling, n_ctx)
         self._grammar = _Grammar(model, sampling.grammar) if sampling.grammar else None
         pointer = self._lib.llama_sampler_chain_init(self._lib.chain_params())
@@ -315,9 +321,12 @@ def _biases(vocab: Vocab, sampling: Sampling) -> list[tuple[int, float]]:
     return list(biases.items())
 
 
-def _require(lib: Any, row: Row) -> None:
-    """Raise FieldUnsupported, naming the request's field, if this build lacks the sampler."""
-    if row.capability and not lib.has(row.capability):
-        raise FieldUnsupported(
-            f"{row.param}: this libllama ({lib.release}) has no such sampler", param=row.param
-        )
+def _rows(lib: Any, sampling: Sampling) -> list[Row]:
+    """Return the samplers of a chain; FieldUnsupported, naming the field, for one this build lacks."""
+    rows = [row for row in SAMPLERS if row.used_when(sampling)]
+    for row in rows:
+        if row.capability and not lib.has(row.capability):
+            raise FieldUnsupported(
+                f"{row.param}: this libllama ({lib.release}) has no such sampler", param=row.param
+            )
+    return [row for row in rows if not row.hazard or lib.hazard(row.hazard)]
