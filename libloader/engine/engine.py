@@ -357,6 +357,7 @@ class Engine:
         """Decode `plan` and sample who is due; recover if it is refused."""
         self._scheduler.make_room(sum(n for _, n in plan))
         rows = self._fill(plan)
+        started_s = self._clock()
         ids = dict.fromkeys(sequence.live.request.id for sequence, _ in plan)
         self._breadcrumb("decode", " ".join(ids), self._n_steps)
         try:
@@ -368,6 +369,9 @@ class Engine:
             return
         self._commit(plan)
         self._sample(rows)
+        n_streams = sum(1 for _, n in plan if n == 1)
+        seconds = self._clock() - started_s  # libllama may compute until the first sample
+        self._scheduler.pace.note(n_streams, self._batch.n_tokens - n_streams, seconds)
 
     def _fill(self, plan: Plan) -> Rows:
         """Put the plan into the batch; return whose logits come out where."""

@@ -4,8 +4,8 @@ Lives here: admission, the choice of a slot, sharing of prefixes, the plan of a 
 Not here: native calls (slot.py makes those on the memory), sampling and events (engine.py).
 
 Laws:
-- Running streams come first: one token each. Prompt chunks fill what is left of one n_ubatch, so
-  that a long prompt never holds up a stream for longer than one n_ubatch.
+- Running streams come first: one token each. Prompt chunks fill what is left of one n_ubatch or
+  less (pace.py), so that a long prompt never holds up a stream for longer than that.
 - Nobody is admitted whose worst case does not fit beside the worst cases of all who run; the newest
   waits, and nobody overtakes it. So a full cache is an exception; then the youngest goes back.
 - A prefix that another sequence is computing right now is waited for, not computed again. One only
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from libloader.engine.pace import Pace
 from libloader.engine.ports import ContextPort
 from libloader.engine.prefix_cache import PrefixTree
 from libloader.engine.sequence import Sequence
@@ -45,14 +46,18 @@ class Scheduler:
         self.slots = Slots(context)
         self.waiting = Waiting()
         self.running: list[Sequence] = []  # oldest first
+        self.pace = Pace()
         self._context = context
         self._n_parallel = min(n_parallel, context.n_seq_max, context.n_batch)
         self._tree: PrefixTree[Slot] = PrefixTree()
         self._clock = 0  # counts releases: orders idle slots by last use
+        self._is_full = False  # somebody was preempted and nobody has ended since
 
     def admit(self) -> list[Sequence]:
         """Seat whoever fits, in turn; return those who got a slot."""
         seated: list[Sequence] = []
+        if self._is_full and self.running:
+            return seated
         while len(self.running) < self._n_parallel:
             sequence = self.waiting.first()
             if sequence is None or not self._fits(sequence):
@@ -101,6 +106,7 @@ class Scheduler:
         """Take `sequence` out of its slot; what the slot holds stays for the next prompt."""
         slot = sequence.slot
         assert slot is not None
+        self._is_full = False
         self.running.remove(sequence)
         self._clock += 1
         slot.sequence, slot.last_used = None, self._clock
@@ -115,6 +121,7 @@ class Scheduler:
         self.release(sequence)
         self._forget(slot)
         self.waiting.push_back_to_front(sequence)
+        self._is_full = True
         return sequence
 
     def check_integrity(self) -> None:
@@ -178,6 +185,8 @@ class Scheduler:
             leader = known.slot.sequence
             assert isinstance(leader, Sequence)
             sequence.leader, sequence.n_shared = leader, known.n_soon
+            self._tree.remove(slot)  # who computes nothing yet promises nothing
+            return
         else:
             self.slots.share(known.slot, slot, known.n_now)
         self._tree.insert(sequence.tokens, slot)  # a promise as long as it prefills
@@ -196,12 +205,12 @@ class Scheduler:
         if not sequence.live.request.cache_prompt:
             return None
         n, holders = self._tree.longest(sequence.tokens[:-1])
-        found = [_known(slot, n, sequence) for slot in holders if slot is not sequence.slot]
+        found = [_known(slot, n, sequence) for slot in holders]
         best = max(found, key=_worth, default=None)
         return best if best is not None and best.n_soon > 0 else None
 
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
-        left = max(1, self._context.n_ubatch - n_decoding)
+        left = self.pace.chunk(n_decoding, self._context.n_ubatch)
         chunks: Plan = []
         for sequence in prefilling:
             if left <= 0:

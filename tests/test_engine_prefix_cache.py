@@ -1,0 +1,72 @@
+"""The radix tree over prompts, against a plain list of everything it was told."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from libloader.engine.prefix_cache import PrefixTree, common_length
+
+
+def slow_common_length(a, b):
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_common_length_is_the_number_of_equal_leading_tokens(seed):
+    chance = random.Random(seed)
+    a = [chance.randrange(2) for _ in range(chance.randrange(40))]
+    b = a[: chance.randrange(len(a) + 1)] + [chance.randrange(2) for _ in range(5)]
+    assert common_length(a, b) == slow_common_length(a, b)
+
+
+def test_an_empty_tree_knows_nothing():
+    assert PrefixTree().longest([1, 2, 3]) == (0, set())
+
+
+def test_the_longest_prefix_names_all_who_hold_it():
+    tree = PrefixTree()
+    tree.insert([1, 2, 3, 4], "a")
+    tree.insert([1, 2, 3, 5], "b")
+    tree.insert([1, 9], "c")
+    assert tree.longest([1, 2, 3]) == (3, {"a", "b"})
+    assert tree.longest([1, 2, 3, 5, 6]) == (4, {"b"})
+    assert tree.longest([1, 8]) == (1, {"a", "b", "c"})
+    assert tree.longest([7]) == (0, set())
+
+
+def test_a_holder_that_is_inserted_again_holds_only_the_new_tokens():
+    tree = PrefixTree()
+    tree.insert([1, 2, 3], "a")
+    tree.insert([4, 5], "a")
+    assert tree.longest([1, 2, 3]) == (0, set()) and tree.longest([4, 5]) == (2, {"a"})
+    assert len(tree) == 1
+
+
+def test_a_holder_of_nothing_is_not_in_the_tree():
+    tree = PrefixTree()
+    tree.insert([], "a")
+    assert "a" not in tree and len(tree) == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_tree_answers_as_a_search_through_all_holders_would(seed):
+    chance = random.Random(seed)
+    tree, known = PrefixTree(), {}
+    for _ in range(120):
+        holder = chance.randrange(8)
+        if chance.random() < 0.3:
+            tree.remove(holder)
+            known.pop(holder, None)
+        else:
+            known[holder] = [chance.randrange(2) for _ in range(chance.randrange(1, 12))]
+            tree.insert(known[holder], holder)
+        asked = [chance.randrange(2) for _ in range(12)]
+        lengths = {h: common_length(tokens, asked) for h, tokens in known.items()}
+        best = max(lengths.values(), default=0)
+        holders = {h for h, n in lengths.items() if n == best} if best else set()
+        assert tree.longest(asked) == (best, holders)
+    for holder in list(known):
+        tree.remove(holder)
+    assert not tree._root.children

@@ -1,0 +1,326 @@
+"""The engine on fakes: who runs when, who waits, who shares, who leaves."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import Bench, FakeContext, expected_tokens, never_ending
+
+from libloader.core import (
+    ChoiceDone,
+    ProgressEvent,
+    RequestDone,
+    RequestFailed,
+    TokenEvent,
+)
+
+
+def endless(context=None, **settings):
+    bench = Bench(context or FakeContext(), **settings)
+    bench.context.tokens_of = never_ending
+    return bench
+
+
+def tokens_of(bench, name, index=0):
+    return [t for e in bench.of(name, TokenEvent) if e.index == index for t in e.tokens]
+
+
+def done(bench, name):
+    (event,) = bench.of(name, RequestDone)
+    return event
+
+
+def test_streams_that_run_get_a_token_in_every_step_while_a_long_prompt_arrives():
+    bench = endless()
+    bench.submit("stream", max_tokens=40)
+    bench.step()
+    bench.submit("long", [1] * 200, max_tokens=1)
+    for _ in range(14):
+        assert len([e for e in bench.step() if e.request_id == "stream"]) == 1
+
+
+def test_no_step_holds_more_rows_than_one_ubatch():
+    bench = endless(FakeContext(2048, 4, n_batch=64, n_ubatch=16))
+    for number in range(4):
+        bench.submit(f"r{number}", [number + 1] * 100, max_tokens=5)
+    bench.run()
+    assert max(map(len, bench.context.batches)) == 16
+
+
+def test_beside_a_stream_a_prompt_is_cut_to_what_the_stream_hardly_feels():
+    context = FakeContext(4096, 4, n_batch=512, n_ubatch=512)
+    context.cost_s = lambda n_rows: 0.010 if n_rows < 4 else 0.010 + 0.001 * n_rows
+    bench = endless(context)
+    bench.submit("warm", [9] * 100, max_tokens=1)
+    bench.submit("stream", max_tokens=200)
+    bench.step(10)
+    bench.submit("long", [1] * 600, max_tokens=1)
+    bench.step(10)
+    assert max(map(len, context.batches[-10:])) <= 33
+
+
+def test_rows_of_a_batch_are_in_order_of_seq_id():
+    bench = endless()
+    for number in range(4):
+        bench.submit(f"r{number}", max_tokens=3 + number)
+    bench.run()
+    for batch in bench.context.batches:
+        seq_ids = [seq_id for _, _, seq_id, _ in batch]
+        assert seq_ids == sorted(seq_ids)
+
+
+def test_a_cancelled_stream_is_gone_with_the_next_step_and_says_no_more():
+    bench = endless()
+    bench.submit("a")
+    bench.step(3)
+    bench.engine.cancel("a")
+    assert bench.step() == [] and bench.engine.idle
+    assert all(chain.closed for chain in bench.chains)
+
+
+def test_a_cancelled_request_in_the_queue_is_never_decoded():
+    bench = endless(n_parallel=1)
+    bench.submit("runs", max_tokens=5)
+    bench.submit("waits", "secret")
+    bench.step()
+    bench.engine.cancel("waits")
+    bench.run()
+    assert bench.of("waits") == []
+    assert bench.context.n_decoded == 6 + 4
+
+
+def test_cancel_during_prefill_frees_the_slot_at_once():
+    bench = endless(FakeContext(1024, 1), n_parallel=1)
+    bench.submit("long", [1] * 500)
+    bench.step(2)
+    bench.engine.cancel("long")
+    bench.submit("next", max_tokens=1)
+    bench.step()
+    assert done(bench, "next").usage.n_completion == 1
+
+
+def test_cancelling_what_is_unknown_does_nothing():
+    bench = endless()
+    bench.engine.cancel("nobody")
+    assert bench.step() == []
+
+
+def test_what_a_cancelled_request_computed_is_reused():
+    bench = endless()
+    bench.submit("a", [1] * 100)
+    bench.step(4)
+    bench.engine.cancel("a")
+    bench.submit("b", [1] * 100, max_tokens=1)
+    bench.run()
+    assert done(bench, "b").usage.n_cached == 64
+
+
+def test_a_deadline_ends_a_running_stream_with_what_it_has():
+    bench = endless()
+    bench.submit("a", deadline_s=1.0)
+    bench.step(3)
+    bench.clock.pass_s(1.5)
+    bench.run()
+    assert len(tokens_of(bench, "a")) == 3
+    assert bench.of("a", ChoiceDone)[0].reason == "length"
+
+
+def test_a_deadline_that_passes_in_the_queue_fails_with_a_time_to_retry():
+    bench = endless(n_parallel=1)
+    bench.submit("runs", max_tokens=50)
+    bench.submit("waits", deadline_s=1.0)
+    bench.step()
+    bench.clock.pass_s(1.5)
+    bench.step()
+    (event,) = bench.of("waits", RequestFailed)
+    assert event.error["name"] == "QueueFull" and event.error["retry_after_s"] >= 1
+
+
+def test_text_held_back_is_told_when_the_deadline_comes():
+    bench = endless()
+    bench.context.tokens_of = lambda past: ord("S")
+    bench.submit("a", stop=("SS!",), deadline_s=1.0)
+    bench.step(4)
+    bench.clock.pass_s(2)
+    bench.run()
+    assert "".join(e.text for e in bench.of("a", TokenEvent)) == "SSSS"
+
+
+def test_the_queue_is_bounded():
+    bench = endless(n_parallel=1, n_queue=2)
+    for number in range(5):
+        bench.submit(f"r{number}", max_tokens=5)
+    bench.step()
+    failed = [e.request_id for e in bench.events if isinstance(e, RequestFailed)]
+    assert failed == ["r3", "r4"]
+
+
+def test_a_replayed_request_is_not_refused_for_a_full_queue():
+    bench = endless(n_parallel=1, n_queue=1)
+    for number in range(4):
+        bench.submit(f"r{number}", max_tokens=5, resume=((97,),))
+    bench.run()
+    assert not [e for e in bench.events if isinstance(e, RequestFailed)]
+
+
+def test_the_time_to_retry_is_measured():
+    bench = endless(n_parallel=1, n_queue=1)
+    bench.context.cost_s = lambda n_rows: 5.0
+    bench.submit("a", max_tokens=4)
+    bench.run()
+    for name in "bcd":
+        bench.submit(name, max_tokens=4)
+    bench.step()
+    (event,) = bench.of("d", RequestFailed)
+    assert event.error["retry_after_s"] == pytest.approx(2 * 20 + 20, abs=21)
+
+
+def test_keys_take_turns():
+    bench = endless(n_parallel=1)
+    for number in range(3):
+        bench.submit(f"many{number}", max_tokens=1, fair_key="many")
+    bench.submit("one", max_tokens=1, fair_key="one")
+    bench.run()
+    order = [e.request_id for e in bench.events if isinstance(e, RequestDone)]
+    assert order == ["many0", "one", "many1", "many2"]
+
+
+def test_within_a_key_the_first_comes_first():
+    bench = endless(n_parallel=2)
+    for number in range(6):
+        bench.submit(f"r{number}", max_tokens=2)
+    bench.run()
+    order = [e.request_id for e in bench.events if isinstance(e, RequestDone)]
+    assert order == [f"r{number}" for number in range(6)]
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_conversation_goes_on_without_computing_its_past_again(unified):
+    bench = endless(FakeContext(unified=unified))
+    bench.submit("first", [7] * 50, max_tokens=10)
+    bench.run()
+    past = [7] * 50 + tokens_of(bench, "first")
+    bench.submit("second", [*past, 8, 9], max_tokens=1)
+    bench.run()
+    assert done(bench, "second").usage == (62, 59, 1)
+    assert tokens_of(bench, "second") == expected_tokens([*past, 8, 9], 1, never_ending)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_prefix_is_taken_from_a_stream_that_still_runs(unified):
+    bench = endless(FakeContext(unified=unified))
+    bench.submit("first", [7] * 50)
+    bench.step(6)
+    bench.submit("second", [7] * 49 + [8], max_tokens=2)
+    bench.step(3)
+    assert done(bench, "second").usage == (50, 49, 2)
+    bench.engine.cancel("first")
+    bench.run()
+
+
+def test_cells_of_a_shared_prefix_are_counted_once():
+    bench = endless()
+    bench.submit("a", [7] * 100, n=4)
+    bench.step(10)
+    assert bench.engine.n_cells_used < 150
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_prefix_that_arrives_many_times_at_once_is_computed_once(unified):
+    bench = endless(FakeContext(8192, 8, unified=unified), n_parallel=8)
+    prefix = [3] * 300
+    for number in range(8):
+        bench.submit(f"r{number}", [*prefix, 100 + number, 5], max_tokens=3)
+    bench.run()
+    assert bench.context.n_decoded <= 300 + 8 * (2 + 3)
+    for number in range(8):
+        expected = expected_tokens([*prefix, 100 + number, 5], 3, never_ending)
+        assert tokens_of(bench, f"r{number}") == expected
+
+
+def test_those_who_waited_for_a_cancelled_prefill_go_on_with_what_there_is():
+    bench = endless()
+    for name in "abc":
+        bench.submit(name, [3] * 100, max_tokens=2)
+    bench.step(3)
+    bench.engine.cancel("a")
+    bench.run()
+    assert done(bench, "b").usage.n_cached == 48
+    assert done(bench, "c").usage.n_cached == 99
+    assert tokens_of(bench, "c") == expected_tokens([3] * 100, 2, never_ending)
+
+
+def test_cache_prompt_false_computes_everything():
+    bench = endless()
+    bench.submit("a", [3] * 50, max_tokens=1)
+    bench.run()
+    bench.submit("b", [3] * 50, max_tokens=1, cache_prompt=False)
+    bench.run()
+    assert done(bench, "b").usage.n_cached == 0
+    assert done(bench, "b").timings["prompt_n"] == 50
+
+
+def test_another_conversation_does_not_cost_a_cached_one_its_slot():
+    bench = endless()
+    bench.submit("system", [3] * 60 + [1] * 40, max_tokens=1)
+    bench.run()
+    bench.submit("branch", [3] * 60 + [2] * 40, max_tokens=1)
+    bench.run()
+    bench.submit("again", [3] * 60 + [1] * 40 + [9], max_tokens=1)
+    bench.run()
+    assert done(bench, "branch").usage.n_cached == 60
+    assert done(bench, "again").usage.n_cached == 100
+
+
+def test_a_memory_that_cannot_be_cut_reuses_only_whole_pasts():
+    bench = endless(FakeContext(can_cut=False))
+    bench.submit("a", [3] * 50, max_tokens=4)
+    bench.run()
+    past = [3] * 50 + tokens_of(bench, "a")[:-1]
+    bench.submit("cut", [3] * 40 + [5] * 10, max_tokens=2)
+    bench.run()
+    assert done(bench, "cut").usage.n_cached == 0
+    assert tokens_of(bench, "cut") == expected_tokens([3] * 40 + [5] * 10, 2, never_ending)
+    bench.submit("whole", [*past, 6], max_tokens=2)
+    bench.run()
+    assert done(bench, "whole").usage.n_cached == len(past)
+    assert tokens_of(bench, "whole") == expected_tokens([*past, 6], 2, never_ending)
+
+
+def test_an_overbooked_cache_lets_the_newest_wait_and_nobody_fails():
+    bench = endless(FakeContext(1024, 4), n_ctx=1024)
+    for number in range(4):
+        bench.submit(f"r{number}", [number + 1] * 300, max_tokens=600)
+    bench.run(4000)
+    for number in range(4):
+        assert len(tokens_of(bench, f"r{number}")) == 600
+    assert bench.engine.counters.n_refused_batches == 0
+
+
+def test_cached_prefixes_give_way_to_running_sequences():
+    bench = endless(FakeContext(256, 4), n_ctx=256)
+    for number in range(3):
+        bench.submit(f"r{number}", [number + 1] * 60, max_tokens=1)
+    bench.run()
+    bench.submit("large", [9] * 200, max_tokens=50)
+    bench.run()
+    assert len(tokens_of(bench, "large")) == 50
+    assert bench.engine.counters.n_refused_batches == 0
+
+
+def test_a_long_prefill_reports_progress():
+    bench = endless()
+    bench.submit("a", [1] * 40, max_tokens=1)
+    bench.run()
+    assert [tuple(e) for e in bench.of("a", ProgressEvent)] == [
+        ("a", 40, 0, 16), ("a", 40, 0, 32),
+    ]  # fmt: skip
+
+
+def test_figures_count_what_happened():
+    bench = endless()
+    bench.submit("a", [1] * 40, max_tokens=3)
+    bench.submit("b", [1] * 5000)
+    bench.run()
+    figures = bench.engine.figures()
+    assert figures["n_prompt_tokens"] == 40 and figures["n_completion_tokens"] == 3
+    assert figures["failed_PromptTooLong"] == 1 and figures["n_running"] == 0
