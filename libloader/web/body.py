@@ -15,6 +15,7 @@ from libloader.web.settings import WebSettings
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _SIZE_LINE_BYTES = 1024
+_NOT_IN_TRAILERS = ("content-length", "transfer-encoding", "host")  # RFC 9110 6.5.1
 
 
 class LengthBody:
@@ -108,8 +109,8 @@ class ChunkedBody:
             raise HttpProblem(
                 431, f"the trailers are longer than {self._settings.head_bytes} bytes"
             )
-        if line:
-            parse_field(line)
+        if line and parse_field(line)[0].lower() in _NOT_IN_TRAILERS:
+            raise bad_request("a trailer must not say how the message is framed")
         self.done = not line
         return start + len(line) + 2
 
