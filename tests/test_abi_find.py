@@ -87,7 +87,7 @@ def test_a_named_library_is_the_only_one_that_is_looked_at(host, tmp_path):
 @pytest.mark.parametrize(
     "inside",
     ["", "lib", "build/bin", "llama-b9842", "llama-v0.5.0/build/bin", "linux-x64",
-     "bins/linux-x64", "linux-x64-vulkan/bins/linux-x64-vulkan", "llama_cpp/lib"],
+     "bins/linux-x64", "linux-x64-vulkan/bins/linux-x64-vulkan"],
 )  # fmt: skip
 def test_a_named_folder_may_be_a_release_a_package_or_a_build(host, tmp_path, inside):
     path = plant(tmp_path / "named" / inside)

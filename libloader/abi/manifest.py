@@ -199,14 +199,14 @@ def _sync(file: IO[Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; Windows has no way to open one, and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the names in `folder` durable, where the system can: Windows and some network file
+    systems cannot, and there the hashes alone show what a power cut has spoilt."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _publish(folder: Path, final: Path, keep: Callable[[Path], bool]) -> None:

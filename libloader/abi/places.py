@@ -26,7 +26,7 @@ TRIPLETS = {  # Debian's triplets, for /usr/lib/<triplet>
     "ppc64le": "powerpc64le-linux-gnu", "s390x": "s390x-linux-gnu",
 }  # fmt: skip
 # Where archives, packages and builds keep their libraries, below a folder that a person names.
-SUBFOLDERS = ("", "lib", "bin", "build/bin", "build/src", "llama_cpp/lib")
+SUBFOLDERS = ("", "lib", "bin", "build/bin", "build/src")
 LOADER_VARIABLES = {"mac": ("DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"), "win": ("PATH",)}
 MAX_CONF_BYTES = 1 << 16
 

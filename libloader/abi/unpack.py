@@ -6,7 +6,8 @@ IGLLAMA_LIB_CACHE), else the user's cache folder, else, without a home, one fold
 the temporary directory. Laws:
 
 - The folder belongs to this user and nobody else may write to it; else it is not used.
-- Its name holds the hash of the manifest inside the file, so releases never share a folder.
+- Its name holds the hash of the manifest inside the file, so releases never share a folder. The
+  folders of older releases stay, as another process may run on one: delete them at will.
 - Every start compares every file's SHA-256 with that manifest before anything is loaded.
 - Two processes at once write two temporary folders; the first rename wins, the other uses it.
 
