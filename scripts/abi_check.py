@@ -325,10 +325,9 @@ def render_index(sinces: Sequence[str]) -> str:
     """Return the text of layouts/modules.py, which names every layout module in build order."""
     names = [module_name(since) for since in sorted(sinces, key=builds.order)]
     head = '"""Every layout module, oldest first. Made by scripts/abi_check.py."""'
-    imports = "\n".join(f"    {name}," for name in sorted(names))
     listed = "\n".join(f"    {name}," for name in names)
     return (
-        f"{head}\n\nfrom libloader.abi.layouts import (\n{imports}\n)\n\nMODULES = (\n{listed}\n)\n"
+        f"{head}\n\nfrom libloader.abi.layouts import (\n{listed}\n)\n\nMODULES = (\n{listed}\n)\n"
     )
 
 

@@ -1,9 +1,6 @@
 """Every layout module, oldest first. Made by scripts/abi_check.py."""
 
 from libloader.abi.layouts import (
-    b10105,
-    b10212,
-    b10355,
     b3600,
     b3644,
     b3681,
@@ -26,6 +23,9 @@ from libloader.abi.layouts import (
     b9180,
     b9460,
     b9549,
+    b10105,
+    b10212,
+    b10355,
     v0_4_0,
 )
 
