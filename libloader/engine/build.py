@@ -48,6 +48,7 @@ def build_engine(
             batch=Batch(lib, context.n_batch, context.n_seq_max),
             open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
             open_embedder=functools.partial(_embedding_context, lib, model, settings),
+            n_sampling_threads=context.n_threads,
             breadcrumb=breadcrumb,
             info=info,
             on_close=stack.pop_all().close,

@@ -10,37 +10,40 @@ Laws:
 
 from __future__ import annotations
 
-import codecs
-
-_decoder = codecs.getincrementaldecoder("utf-8")
+from codecs import utf_8_decode
 
 
 class Detokenizer:
     """The text side of one sequence. `stop` is the stop string that was found, else None."""
 
-    __slots__ = ("stop", "_decode", "_held", "_stops", "_starting_with")
+    __slots__ = ("stop", "_bytes", "_held", "_stops", "_starting_with")
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self.stop: str | None = None
-        self._decode = _decoder("replace").decode
+        self._bytes = b""  # the beginning of a character
         self._held = ""  # may be the beginning of a stop string
-        self._stops = stops
+        self._stops = tuple(filter(None, stops))
         self._starting_with: dict[str, list[str]] = {}
-        for stop in stops:
+        for stop in self._stops:
             self._starting_with.setdefault(stop[0], []).append(stop)
 
     def push(self, piece: bytes) -> str:
         """Return the text that is now certain. Hot: once per token."""
-        text = self._decode(piece)
+        if self._bytes or not piece.isascii():
+            data = self._bytes + piece
+            text, n_used = utf_8_decode(data, "replace", False)
+            self._bytes = data[n_used:]
+        else:
+            text = piece.decode("ascii")
         if not self._stops:
             return text
         return self._cut(self._held + text)
 
     def flush(self) -> str:
         """Return what was held back; an unfinished character comes as U+FFFD."""
-        text = self._decode(b"", True)
-        if not self._stops or self.stop is not None:
-            return text if self.stop is None else ""
+        if self.stop is not None:
+            return ""
+        text, self._bytes = self._bytes.decode("utf-8", "replace"), b""
         text = self._cut(self._held + text) + self._held
         self._held = ""
         return text

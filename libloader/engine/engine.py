@@ -45,6 +45,7 @@ from libloader.engine.ports import (
     OpenEmbedder,
 )
 from libloader.engine.prompt_reader import PromptReader, too_long
+from libloader.engine.sampling import Due, Sampling
 from libloader.engine.scheduler import Plan, Scheduler
 from libloader.engine.sequence import LENGTH, LiveRequest, Sequence
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
@@ -79,6 +80,7 @@ class Engine:
         batch: BatchPort,
         open_chain: OpenChain,
         open_embedder: OpenEmbedder,
+        n_sampling_threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
         breadcrumb: Breadcrumb = no_breadcrumb,
         info: ModelInfo = NO_INFO,
@@ -99,6 +101,9 @@ class Engine:
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel)
         self._embedder = Embedder(open_embedder)
+        self._sampling = Sampling(
+            context, model.vocab.n_tokens, n_sampling_threads, self._mark_sampling
+        )
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
@@ -152,6 +157,7 @@ class Engine:
         """Drop all requests, free what the engine opened, then call `on_close`."""
         for live in list(self._live.values()):
             self._drop(live)
+        self._sampling.close()
         self._embedder.close()
         self._on_close()
 
@@ -412,16 +418,20 @@ class Engine:
             self._events.append(ProgressEvent(live.request.id, *progress))
 
     def _sample(self, rows: Rows) -> None:
+        due: list[Due] = []
         for sequence, row in rows:
-            if sequence.chain is None:  # its request failed a moment ago
+            assert sequence.chain is not None, "a seated sequence has a chain"
+            due.append(Due(sequence.live.request.id, sequence.chain, row))
+        for (sequence, row), outcome in zip(rows, self._sampling.sample(due)):
+            if sequence.chain is None:  # another choice of its request failed a moment ago
                 continue
-            self._breadcrumb("sample", sequence.live.request.id, self._n_steps)
-            try:
-                token = sequence.chain.sample(self._context, row)
-            except IgllamaError as error:
-                self._fail(sequence.live, error)
-                continue
-            self._deliver(sequence, token, row)
+            if isinstance(outcome, IgllamaError):
+                self._fail(sequence.live, outcome)
+            else:
+                self._deliver(sequence, outcome, row)
+
+    def _mark_sampling(self, request_ids: str) -> None:
+        self._breadcrumb("sample", request_ids, self._n_steps)
 
     def _deliver(self, sequence: Sequence, token: int, row: int) -> None:
         live = sequence.live
