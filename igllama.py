@@ -89,7 +89,7 @@ def describe_error(exc: BaseException) -> Reply:
     if row is None or not isinstance(exc, errors.IgllamaError):
         return internal_error()
     status, kind, code = row
-    headers = ()
+    headers: tuple[tuple[str, str], ...] = ()
     if exc.retry_after_s is not None:
         headers = (("Retry-After", str(max(1, math.ceil(exc.retry_after_s)))),)
     error = {"message": exc.message, "type": kind, "param": exc.param, "code": code}
@@ -200,7 +200,7 @@ class Streamed:
             else:
                 self._send(event)
 
-    def run(self, headers: Sequence[tuple[str, str]]) -> None:
+    def run(self, headers: tuple[tuple[str, str], ...]) -> None:
         """Open the stream at the first event and wait for its end. The handler's thread."""
         self._begun.wait(OPEN_STREAM_AFTER_S)
         with self._lock:
@@ -395,6 +395,7 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         server.start()
         if start_engine(app, signals):
+            app.template()  # a broken one is said now, not to the first client
             print(start_block(app, server.urls), flush=True)
             run_until_signalled(app, server, signals)
         return 0
