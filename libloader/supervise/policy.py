@@ -399,10 +399,11 @@ class Policy:
 
     def _on_submitted(self, submitted: Submitted) -> None:
         request = submitted.request
-        self._ledger.add(request, self._now)
         refusal = self.refusal(self._now, request)  # the world may have changed since submit()
-        if refusal is not None:
-            self._fail(request.id, refusal)
+        if refusal is None:
+            self._ledger.add(request, self._now)
+        else:
+            self._deliver_failure(request.id, refusal)
 
     def _on_cancelled(self, cancelled: Cancelled) -> None:
         if cancelled.request_id in self._ledger:
@@ -424,6 +425,9 @@ class Policy:
         engine_has_it = self._ledger.remove(name)
         if engine_has_it and self._child == "ready":
             self._send({"op": "cancel", "id": name})
+        self._deliver_failure(name, error)
+
+    def _deliver_failure(self, name: str, error: errors.IgllamaError) -> None:
         self._actions.append(Deliver(core.RequestFailed(name, errors.to_wire(error)), True))
 
     def _fail_all(self, error_for: Callable[[str], errors.IgllamaError]) -> None:
