@@ -9,7 +9,6 @@ absolute path, a link to elsewhere) shows that the archive is not what it claims
 from __future__ import annotations
 
 import contextlib
-import lzma
 import os
 import posixpath
 import stat
@@ -21,6 +20,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Callable, NamedTuple
+
+try:
+    from lzma import LZMAError
+except ImportError:  # this Python was built without xz, so nothing raises it
+    LZMAError = EOFError  # type: ignore[misc,assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +40,7 @@ MAX_DEPTH = 4  # folders below the one named with --from
 MAX_UNPACKED_BYTES = 8 << 30  # a CUDA build has some 2 GiB
 LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")  # theirs must travel with the libraries
 DAMAGED = (
-    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError,
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError,
     NotImplementedError,
 )  # fmt: skip
 
