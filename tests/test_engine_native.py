@@ -1,0 +1,207 @@
+"""The engine on the real library: what the fakes promise must hold with libllama too."""
+
+from __future__ import annotations
+
+import array
+import base64
+import contextlib
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libloader.core import (
+    EmbeddingEvent,
+    EngineSettings,
+    Prompt,
+    Request,
+    RequestDone,
+    RequestFailed,
+    Sampling,
+    TokenEvent,
+)
+from libloader.engine.build import build_engine
+
+pytestmark = pytest.mark.native
+
+ROOT = Path(__file__).resolve().parent.parent
+POCKET = ROOT / "tests" / "models" / "pocket.gguf"
+TEXTS = ["Hello!", "Count to ten: one, two", "The quick brown fox", "é 🙂 日本", "a", "zz top " * 9]
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    """The pocket model, else one with random weights."""
+    if POCKET.exists():
+        return str(POCKET)
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    script = ROOT / "scripts" / "make_model.py"
+    subprocess.run([sys.executable, str(script), "tiny", "-o", str(path)], check=True)
+    return str(path)
+
+
+@pytest.fixture
+def open_engine(model_path):
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings):
+            settings = {"n_ctx": 256, "n_parallel": 4, "n_threads": 1, **settings}
+            engine = build_engine(
+                EngineSettings(model=model_path, lib=os.environ.get("IGLLAMA_LIB", ""), **settings)
+            )
+            stack.callback(engine.close)
+            return Run(engine)
+
+        yield make
+
+
+class Run:
+    """One engine and what it said."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.events = []
+
+    def submit(self, name, prompt, **fields):
+        prompts = prompt if isinstance(prompt, tuple) else (prompt,)
+        fields = {"kind": "generate", "sampling": GREEDY, "max_tokens": 24, **fields}
+        as_prompts = tuple(
+            Prompt(((text, False),)) if isinstance(text, str) else Prompt(tokens=tuple(text))
+            for text in prompts
+        )
+        self.engine.submit(Request(name, prompts=as_prompts, **fields))
+
+    def step(self):
+        self.events += self.engine.step()
+        self.engine.check_integrity()
+
+    def finish(self):
+        while not self.engine.idle:
+            self.step()
+
+    def tokens(self, name, index=0):
+        events = [e for e in self.events if isinstance(e, TokenEvent)]
+        return [t for e in events if (e.request_id, e.index) == (name, index) for t in e.tokens]
+
+    def end(self, name):
+        (event,) = [
+            e
+            for e in self.events
+            if e.request_id == name and isinstance(e, (RequestDone, RequestFailed))
+        ]
+        return event
+
+
+def alone(open_engine, texts=TEXTS, **settings):
+    run = open_engine(**settings)
+    for text in texts:
+        run.submit(text, text, cache_prompt=False)
+        run.finish()
+    return {text: run.tokens(text) for text in texts}
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_many_at_once_say_what_each_says_alone(open_engine, kv_unified):
+    expected = alone(open_engine)
+    run = open_engine(kv_unified=kv_unified)
+    for text in TEXTS:
+        run.submit(text, text)
+        run.step()
+    run.finish()
+    assert {text: run.tokens(text) for text in TEXTS} == expected
+    assert all(expected.values())
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_reused_prefix_changes_nothing(open_engine, kv_unified):
+    prompt = [5 + i % 50 for i in range(120)]
+    run = open_engine(kv_unified=kv_unified, n_ubatch=32)
+    run.submit("cold", prompt)
+    run.finish()
+    run.submit("warm", prompt)
+    run.submit("branch", [*prompt[:100], 7, 8])
+    run.finish()
+    run.submit("branch cold", [*prompt[:100], 7, 8], cache_prompt=False)
+    run.finish()
+    assert run.tokens("warm") == run.tokens("cold")
+    assert run.tokens("branch") == run.tokens("branch cold")
+    assert run.end("warm").usage.n_cached == 119 and run.end("branch").usage.n_cached == 100
+
+
+def test_choices_share_the_prefill(open_engine):
+    run = open_engine()
+    run.submit("a", [5 + i % 50 for i in range(90)], n=3)
+    run.finish()
+    assert run.tokens("a", 0) == run.tokens("a", 1) == run.tokens("a", 2) != []
+    assert run.end("a").timings["prompt_n"] == 92
+
+
+def test_a_replay_continues_greedy_text_identically(open_engine):
+    run = open_engine()
+    run.submit("whole", "Count to ten: one")
+    run.finish()
+    whole = run.tokens("whole")
+    run.submit("rest", "Count to ten: one", resume=(tuple(whole[:5]),))
+    run.finish()
+    assert run.tokens("rest") == whole[5:]
+
+
+def test_the_same_seed_gives_the_same_tokens(open_engine):
+    run = open_engine()
+    for name in "ab":
+        run.submit(name, "Once", sampling=Sampling(seed=42, temperature=1.5))
+        run.finish()
+    assert run.tokens("a") == run.tokens("b")
+
+
+def test_a_full_cache_ends_a_sequence_and_hurts_nobody(open_engine):
+    run = open_engine(n_ctx=256, n_parallel=2)
+    endless = Sampling(temperature=0.0, ignore_eos=True)
+    run.submit("a", [5] * 100, max_tokens=-1, sampling=endless)
+    run.submit("b", [6] * 100, max_tokens=-1, sampling=endless)
+    run.finish()
+    for name in "ab":
+        assert run.end(name).usage == (100, 0, run.engine.n_ctx_slot - 100)
+
+
+def test_logprobs_come_from_the_model(open_engine):
+    run = open_engine()
+    run.submit("a", "Hello", top_logprobs=3, max_tokens=2)
+    run.finish()
+    first = next(e for e in run.events if isinstance(e, TokenEvent))
+    ((token, _, logprob, top),) = first.logprobs
+    assert top[0][0] == token == first.tokens[0] and len(top) == 3
+    assert logprob == pytest.approx(top[0][2], abs=1e-4) and logprob < 0
+
+
+def test_embeddings_are_unit_vectors_whatever_they_are_packed_with(open_engine):
+    run = open_engine()
+    run.submit("alone", "Hello!", kind="embed")
+    run.submit("chat", "Hello!")
+    run.submit("packed", tuple(TEXTS * 8), kind="embed")
+    run.finish()
+    vectors = {}
+    for event in run.events:
+        if isinstance(event, EmbeddingEvent):
+            vector = array.array("f", base64.b64decode(event.vector))
+            assert len(vector) == run.engine.info.n_embd
+            assert math.fsum(x * x for x in vector) == pytest.approx(1, abs=1e-4)
+            vectors[event.request_id, event.index] = vector
+    assert len(vectors) == 1 + 8 * len(TEXTS)
+    cosine = sum(x * y for x, y in zip(vectors["alone", 0], vectors["packed", 6]))
+    assert cosine == pytest.approx(1, abs=1e-3)
+
+
+def test_a_hostile_prompt_is_refused_and_the_next_one_served(open_engine):
+    run = open_engine()
+    for name, prompt in (("ids", [1, 10**6]), ("long", "x" * 10**6), ("many", [5] * 300)):
+        run.submit(name, prompt)
+    run.submit("good", "Hello!")
+    run.finish()
+    failures = [run.end(name).error["name"] for name in ("ids", "long", "many")]
+    assert failures == ["FieldInvalid", "PromptTooLong", "PromptTooLong"]
+    assert run.end("good").usage.n_completion > 0
