@@ -363,6 +363,12 @@ def test_a_named_folder_without_a_library_is_said_so(host, tmp_path):
         find.find_library(str(host.root), load_nothing, host=host)
 
 
+def test_a_named_folder_with_libraries_of_another_system_is_not_called_empty(host):
+    plant(host.root, "libllama.metal.v0.4.0.dylib", fake.macho())
+    (candidate,) = find.candidates(str(host.root), host=host)
+    assert candidate.refusal == "it is a library for macOS (Mach-O); this Python is linux-x64"
+
+
 def test_nothing_is_loaded_whose_header_is_wrong(host):
     plant(host.root, data=fake.elf("arm64"))
     with pytest.raises(errors.LibraryNotFound):

@@ -17,6 +17,7 @@ from typing import Callable, NamedTuple, TypeVar
 from libloader import errors
 from libloader.abi import places, platforms, refusal
 from libloader.abi.places import Host
+from libloader.abi.platforms import Platform
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def _search(lib: str, host: Host) -> Iterator[Place]:
     seen: set[str] = set()
     for origin, folders_of in places.PLACES:
         try:
-            yield _place(origin, list(folders_of(host)), seen, host)
+            yield _place(origin, list(folders_of(host)), seen, host, host.platform)
         except errors.LibraryRefused as exc:
             yield Place(origin, (), (Candidate(str(host.root), origin, str(exc)),))
 
@@ -96,17 +97,30 @@ def _search(lib: str, host: Host) -> Iterator[Place]:
 def _named(lib: str, origin: str, host: Host) -> Place:
     path = os.path.abspath(lib)
     if os.path.isdir(path):
-        return _place(origin, places.below(path, host), set(), host)
+        return _named_folder(path, origin, host)
     exists = os.path.lexists(path)
     reason = refusal.reason(path, host) if exists else "there is no such file or folder"
     return Place(origin, (), (Candidate(path, origin, reason),))
 
 
-def _place(origin: str, folders: Iterable[str], seen: set[str], host: Host) -> Place:
-    """Look into `folders`; a file that was seen before, under whatever name, is not repeated."""
+def _named_folder(path: str, origin: str, host: Host) -> Place:
+    """Look below `path`; if it holds libraries of other systems only, show those, refused."""
+    folders = list(places.below(path, host))
+    for system in (host.platform.system, *platforms.SPOKEN):
+        place = _place(origin, folders, set(), host, host.platform._replace(system=system))
+        if place.candidates:
+            break
+    return place
+
+
+def _place(
+    origin: str, folders: Iterable[str], seen: set[str], host: Host, named_as: Platform
+) -> Place:
+    """Look into `folders` for files named as on `named_as`; a file that was seen before, under
+    whatever name, is not repeated."""
     looked_in, found = list(dict.fromkeys(folders)), []
     for folder in looked_in:
-        for name in platforms.llama_files(host.platform, places.names_in(folder) or []):
+        for name in platforms.llama_files(named_as, places.names_in(folder) or []):
             path = os.path.join(folder, name)
             if os.path.realpath(path) not in seen:
                 seen.add(os.path.realpath(path))
