@@ -270,5 +270,5 @@ def test_each_native_call_leaves_a_breadcrumb_before_it(bench):
     bench.submit("a", max_tokens=2)
     bench.run()
     phases = [phase for phase, name, _ in bench.trail if name == "a"]
-    assert phases[:3] == ["tokenize", "grammar_init", "decode"]
-    assert phases[3:] == ["sample", "detok", "decode", "sample", "detok"]
+    assert phases[:4] == ["tokenize", "grammar_init", "make_room", "prefill"]
+    assert phases[4:] == ["sample", "detok", "make_room", "decode", "sample", "detok"]

@@ -143,6 +143,7 @@ class Engine:
         """Bring everyone who runs one token further; return what happened. One thread only."""
         self._n_steps += 1
         self._read_inbox()
+        self._breadcrumb("schedule", "", self._n_steps)  # KV cells move: no single request's doing
         self._end_overdue()
         self._admit()
         plan = self._scheduler.plan()
@@ -361,11 +362,14 @@ class Engine:
 
     def _decode(self, plan: Plan) -> None:
         """Decode `plan` and sample who is due; recover if it is refused."""
+        ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
+        self._breadcrumb("make_room", ids, self._n_steps)
         self._scheduler.make_room(sum(n for _, n in plan))
         rows = self._fill(plan)
         started_s = self._clock()
-        ids = dict.fromkeys(sequence.live.request.id for sequence, _ in plan)
-        self._breadcrumb("decode", " ".join(ids), self._n_steps)
+        # Prompts may take their time; a hung step of streams shall be noticed soon.
+        phase = "prefill" if self._batch.n_tokens > len(plan) else "decode"
+        self._breadcrumb(phase, ids, self._n_steps)
         try:
             code = self._context.decode(self._batch)
         except DecodeFailed:  # our own guards stopped it before C
@@ -510,7 +514,7 @@ class Engine:
 
     def _embed_together(self, inputs: list[Input]) -> bool:
         ids = dict.fromkeys(item.live.request.id for item in inputs)
-        self._breadcrumb("decode", " ".join(ids), self._n_steps)
+        self._breadcrumb("prefill", " ".join(ids), self._n_steps)
         try:
             events = self._embedder.embed(inputs)
         except DecodeFailed as error:
