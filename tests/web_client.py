@@ -7,6 +7,7 @@ deadlines short enough for tests.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -206,7 +207,7 @@ def parse_response_head(head: bytes) -> Response:
 
 
 def count_responses(data: bytes) -> int:
-    return data.count(b"HTTP/1.")
+    return len(re.findall(rb"HTTP/1\.[01] [0-9]{3} ", data))
 
 
 class Fixture:

@@ -35,16 +35,12 @@ class Exchange:
         self.body = b""
         self.body_is_read = head.length == 0
         self.status = 0  # of the answer; 0 = not answered yet
+        self.persists = False  # the connection can carry another request; the answer's head says so
         self._head = head
         self._wire = wire
         self._shared = shared
         self._may_persist = may_persist and head.keep_alive
         self._stream: ResponseStream | None = None
-
-    @property
-    def persists(self) -> bool:
-        """The connection can carry another request. An unread body must not become one."""
-        return self._may_persist and self.body_is_read and not self._shared.draining
 
     def reply(
         self, status: int, body: bytes = b"", content_type: str = JSON, headers: Fields = ()
@@ -61,7 +57,7 @@ class Exchange:
         try:
             self._wire.send_all(head + body if with_body else head)
         except ClientGone:
-            self._may_persist = False
+            self.persists = False
 
     def reply_json(self, value: object, status: int = 200, headers: Fields = ()) -> None:
         self.reply(status, to_json(value), JSON, headers)
@@ -110,7 +106,7 @@ class Exchange:
             self._stream.wait()
         assert self.status or self._wire.lost, f"{self.method} {self.path} was not answered"
         self._wire.unwatch()
-        self._may_persist = self._may_persist and not self._wire.lost
+        self.persists = self.persists and not self._wire.lost
 
     def abort_stream(self) -> bool:
         """Break off a stream that has begun; False if there is none."""
@@ -121,6 +117,8 @@ class Exchange:
     def _answer_head(self, status: int, fields: Fields) -> bytes:
         assert not self.status, f"{self.method} {self.path} was answered twice"
         self.status = status
+        # An unread body must not become the next request.
+        self.persists = self._may_persist and self.body_is_read and not self._shared.draining
         cors = self._shared.origins.fields(self.headers.get("origin"), self._head.host)
         common = (("X-Request-Id", self.request_id), *connection_field(self._head, self.persists))
         return encode_head(status, self._head.minor, (*fields, *cors, *common))

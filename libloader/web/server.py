@@ -164,8 +164,8 @@ class Server:
         tls = _tls_context(settings)
         names = [sockets.parse_address(text).host for text in addresses if isinstance(text, str)]
         origins = Origins(settings.cors_origins, settings.allowed_hosts, bound_names(names))
-        self._shared = Shared(settings, routes, origins, describe_error)
         bound = sockets.listen(addresses, settings)
+        self._shared = Shared(settings, routes, origins, describe_error)
         self.urls = [sockets.url_of(sock, tls is not None) for sock in bound]
         self.ports = [
             sock.getsockname()[1] for sock in bound if isinstance(sock.getsockname(), tuple)

@@ -76,6 +76,8 @@ class Watcher:
         if self._thread.is_alive():
             self._ring()
             self._thread.join()
+        else:
+            self._close_all()
 
     def soon(self, work: Callable[[], None]) -> None:
         """Have the watcher's thread call `work`. Any thread; never blocks."""
@@ -166,6 +168,7 @@ class Watcher:
         channel.sock.close()
 
     def _close_all(self) -> None:
+        """The end, reached once by the thread, or by `stop` if the thread never ran."""
         while self._todo:
             _guarded(self._todo.popleft())
         for channel in list(self._masks):
