@@ -136,14 +136,14 @@ def _tensor_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def tiny_llama(extra_keys=(), *, seed: int = 1) -> bytes:
-    """A whole llama model with random weights: some 130,000 numbers, the vocabulary above."""
+def tiny_llama(extra_keys=(), *, seed: int = 1, norm: float = 1.0) -> bytes:
+    """A whole llama model with random weights: some 90,000 numbers, the vocabulary above."""
     rng = random.Random(seed)
     tensors = {}
     for name, shape in _tensor_shapes().items():
         n_numbers = shape[0] * (shape[1] if len(shape) > 1 else 1)
         flat = (
-            [1.0] * n_numbers if "norm" in name else [rng.gauss(0, 0.2) for _ in range(n_numbers)]
+            [norm] * n_numbers if "norm" in name else [rng.gauss(0, 0.2) for _ in range(n_numbers)]
         )
         tensors[name] = (shape, array("f", flat))
     return with_data([*hyperparameter_keys(), *vocabulary_keys(), *extra_keys], tensors)

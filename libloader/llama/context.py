@@ -32,7 +32,7 @@ from libloader.llama.model import Model
 # llama.h's enum llama_pooling_type
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
-F16_TYPES = ("f32", "f16", "bf16")  # cache types that are not quantised
+WHOLE_TYPES = ("f32", "f16", "bf16")  # cache types that are not quantised
 
 KV_PADDING = 256  # newer builds round a sequence's cells up to this
 N_CTX_UNKNOWN = 4096  # per slot, where neither file nor machine says anything
@@ -280,7 +280,7 @@ def _cache_type(name: str) -> int:
 
 def _flash_attn(settings: EngineSettings) -> int:
     """Return a llama_flash_attn_type; a quantised V cache needs flash attention in every build."""
-    if settings.cache_type_v in F16_TYPES:
+    if settings.cache_type_v in WHOLE_TYPES:
         return FLASH_ATTN[settings.flash_attn]
     if settings.flash_attn == "off":
         raise ModelLoadFailed(

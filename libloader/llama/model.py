@@ -31,8 +31,8 @@ class Model(Handle):
         self.n_embd: int = lib.llama_model_n_embd(pointer)
         self.n_layer: int = lib.llama_model_n_layer(pointer)
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
-        self.n_params: int = lib.llama_model_n_params(pointer)
-        self.size_bytes: int = lib.llama_model_size(pointer)
+        self.n_params = file.n_params  # b3889 itself counts tied input and output weights twice
+        self.size_bytes = file.total_bytes
         self.has_encoder: bool = bool(lib.llama_model_has_encoder(pointer))
         self.has_decoder: bool = bool(lib.llama_model_has_decoder(pointer))
 

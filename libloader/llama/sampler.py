@@ -322,7 +322,7 @@ def _biases(vocab: Vocab, sampling: Sampling) -> list[tuple[int, float]]:
 
 
 def _rows(lib: Any, sampling: Sampling) -> list[Row]:
-    """Return the samplers of a chain; FieldUnsupported, naming the field, for one this build lacks."""
+    """Return a chain's samplers; FieldUnsupported, with the field, if this build lacks one."""
     rows = [row for row in SAMPLERS if row.used_when(sampling)]
     for row in rows:
         if row.capability and not lib.has(row.capability):
