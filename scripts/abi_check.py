@@ -92,9 +92,10 @@ def read_header(text: str) -> Header:
 
 
 def _without_noise(text: str) -> str:
-    """Drop comments and preprocessor lines."""
+    """Drop comments, preprocessor lines and the DEPRECATED( around a declaration."""
     text = re.sub(r"/\*.*?\*/|//[^\n]*", " ", text, flags=re.S)
-    return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*$", "", text, flags=re.M)
+    text = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*$", "", text, flags=re.M)
+    return re.sub(r"\bDEPRECATED\s*\(", " ", text)
 
 
 def _fields(struct: str, body: str) -> tuple[Field, ...]:
@@ -201,11 +202,14 @@ def _function_differences(header: Header) -> Iterable[str]:
         if name not in header.functions:
             yield f"{name} is gone"
             continue
-        ours = (_plain(result), tuple(_plain(word) for word in arguments.split()))
-        theirs = header.functions[name]
-        theirs = (_plain(theirs[0]), tuple(_plain(word) for word in theirs[1]))
+        ours = _spoken(result, arguments.split())
+        theirs = _spoken(*header.functions[name])
         if ours != theirs:
-            yield f"{name} changed: {theirs[0]}({' '.join(theirs[1])}), here {ours}"
+            yield f"{name} changed from {ours} to {theirs}"
+
+
+def _spoken(result: str, arguments: Sequence[str]) -> str:
+    return f"{_plain(result)}({', '.join(_plain(word) for word in arguments)})"
 
 
 def _plain(word: str) -> str:

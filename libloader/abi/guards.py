@@ -9,6 +9,8 @@ Left to the layer above, with the reason: a grammar's place in the chain (`llama
 
 from __future__ import annotations
 
+import ctypes
+import math
 import threading
 from typing import Any, Callable, NamedTuple
 
@@ -17,7 +19,10 @@ from libloader.abi import structs
 
 Call = Callable[..., Any]
 
+Types = dict[str, type[ctypes.Structure]]
+
 POOLING_MEAN = 1
+GRAMMAR_TRIAL_TOKENS = 256
 OLDEST_SEQUENCE_LIMIT = 64  # builds without llama_max_parallel_sequences
 # Samplers that pick a token; without one in the chain llama_sampler_sample aborts in every build.
 SELECTING = (b"greedy", b"dist", b"mirostat", b"mirostat-v2", b"adaptive-p")
@@ -37,12 +42,10 @@ class ContextFacts(NamedTuple):
 class Guards:
     """Wraps the callables of one library. `hazard` tells what is wrong with its build."""
 
-    def __init__(
-        self, calls: dict[str, Call], hazard: Callable[[str], bool], errors_during: Call
-    ) -> None:
+    def __init__(self, calls: dict[str, Call], hazard: Callable[[str], bool], types: Types) -> None:
         self._calls = dict(calls)
         self._hazard = hazard
-        self._errors_during = errors_during
+        self._types = types
         self._contexts: dict[int, ContextFacts] = {}
         self._vocab_sizes: dict[int, int] = {}
         self._selecting: set[int] = set()
@@ -226,13 +229,35 @@ class Guards:
     def _init_grammar(self, vocab: int, grammar: bytes, root: bytes) -> int | None:
         """Return None for a grammar that does not parse, in every build."""
         create = self._calls["llama_sampler_init_grammar"]
-        if not self._hazard("grammar_silent"):
-            return create(vocab, grammar, root) or None
-        sampler, complaints = self._errors_during(lambda: create(vocab, grammar, root))
-        if sampler and complaints:
-            self._calls["llama_sampler_free"](sampler)
+        if self._hazard("grammar_silent") and not self._parses(vocab, grammar, root):
             return None
-        return sampler or None
+        return create(vocab, grammar, root) or None
+
+    def _parses(self, vocab: int, grammar: bytes, root: bytes) -> bool:
+        """Try a grammar in a build whose sampler ignores one that it could not parse.
+
+        One more rule, which wants a control character first, is made the root: if all of it parsed,
+        hardly a token is allowed; if not, every token is.
+        """
+        rule = b'\nigllama-guard ::= "\\x01" ' + root + b"\n"
+        sampler = self._calls["llama_sampler_init_grammar"](vocab, grammar + rule, b"igllama-guard")
+        if not sampler:
+            return False
+        n_tokens = min(self._calls["llama_vocab_n_tokens"](vocab), GRAMMAR_TRIAL_TOKENS)
+        logits = applied(self._calls["llama_sampler_apply"], sampler, self._types, n_tokens)
+        self._calls["llama_sampler_free"](sampler)
+        return -math.inf in logits
+
+
+def applied(apply: Call, sampler: int, types: Types, n_tokens: int) -> list[float]:
+    """Return what a sampler makes of logits that are all zero, for the first tokens."""
+    candidates = (types["llama_token_data"] * n_tokens)()
+    for token, candidate in enumerate(candidates):
+        candidate.id = token
+    array = types["llama_token_data_array"]()
+    array.data, array.size, array.selected = ctypes.addressof(candidates), n_tokens, -1
+    apply(sampler, ctypes.byref(array))
+    return [candidate.logit for candidate in candidates[: array.size]]
 
 
 _TAKES_TOKEN = (

@@ -72,7 +72,7 @@ class Library:
         self.types = {n: structs.struct_type(n, item.rows) for n, item in self.layouts.items()}
         self.layout = "/".join(self.layouts[name].id for name in detect.DEFAULT_FUNCTIONS)
         self._defaults = {name: probe.data for name, probe in probes.items()}
-        self.missing = self._bind(opened, log)
+        self.missing = self._bind(opened)
         self.Batch = self.types["llama_batch"]
         self.TokenData = self.types["llama_token_data"]
         self.TokenDataArray = self.types["llama_token_data_array"]
@@ -157,8 +157,9 @@ class Library:
     def _acceptable(self, name: str, asked: int, ctx: int) -> tuple[int, ...]:
         """Return the values libllama may turn an asked one into (sizes are clamped)."""
         if name == "n_batch":
-            raised = max(asked, 64) if self.hazard("n_batch_raised") else asked
-            return (asked, raised, min(raised, self.llama_n_ctx(ctx)))
+            floors = (0, 32, 64) if self.hazard("n_batch_raised") else (0,)
+            raised = [max(asked, floor) for floor in floors]
+            return (*raised, min(raised[-1], self.llama_n_ctx(ctx)))
         if name == "n_ubatch":
             n_batch = self.llama_n_batch(ctx)
             return (min(asked or n_batch, n_batch),)
@@ -191,7 +192,7 @@ class Library:
 
     # --- making of ---
 
-    def _bind(self, opened: Opened, log: nativelog.NativeLog) -> tuple[str, ...]:
+    def _bind(self, opened: Opened) -> tuple[str, ...]:
         """Set one attribute per C function; return the capabilities that are off."""
         types: dict[str, Any] = {word: self.types.get(name) for word, name in _WORDS.items()}
         types.update(model_params=structs.Block, context_params=structs.Block)
@@ -207,7 +208,7 @@ class Library:
             bound.pop("llama_set_abort_callback", None)
         self._functions = {row[0]: row[0] in bound for row in prototypes.PROTOTYPES}
         off = [c for c in prototypes.CAPABILITIES if not set(c.functions) <= set(bound)]
-        bound.update(guards.Guards(bound, self.hazard, log.errors_during).guarded())
+        bound.update(guards.Guards(bound, self.hazard, self.types).guarded())
         for capability in off:
             for name in capability.functions:
                 bound.setdefault(name, self._refusing(capability))

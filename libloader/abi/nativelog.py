@@ -34,20 +34,10 @@ class NativeLog:
         self._level = logging.INFO
         self._begun = ""
         self._lock = threading.Lock()
-        self._capturing: list[str] | None = None
 
     def set_build(self, low: int) -> None:
         """Choose the level numbers of the build that is loaded."""
         self._levels = _OLDER if low < _RENUMBERED else _NEWER
-
-    def errors_during(self, call: Callable[[], object]) -> tuple[object, list[str]]:
-        """Run `call`; return its result and the error lines logged meanwhile."""
-        self._capturing = []
-        try:
-            result = call()
-            return result, self._capturing
-        finally:
-            self._capturing = None
 
     def fatal(self, on_fatal: Callable[[str], None] | None) -> Callable[[bytes], None]:
         """Return what ggml_set_abort_callback wants: the last words before abort()."""
@@ -72,8 +62,6 @@ class NativeLog:
             self._hand_on(level, line)
 
     def _hand_on(self, level: int, line: str) -> None:
-        if self._capturing is not None and level >= logging.ERROR:
-            self._capturing.append(line)
         try:
             self._deliver(level, line)
         except Exception as error:  # nothing may travel back into C
