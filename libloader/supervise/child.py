@@ -134,11 +134,11 @@ class EngineChild:
 
         def progress(value: float) -> None:
             nonlocal told_at
-            self._mark("load", "", 0)
             now = time.monotonic()
             if now - told_at >= _PROGRESS_S or value >= 1.0:
                 told_at = now
                 self._send({"op": "progress", "value": value})
+            self._mark("load", "", 0)
 
         return progress
 

@@ -3,12 +3,15 @@
 IGLLAMA_FAULT=point:action[:nth[:generations]][,more]: the nth time that the engine reaches `point`
 (every time from there on for `slow`), counted in each child, it does `action`; only in the first
 so many generations of children if that is given. Points are the phases of the breadcrumb (load,
-tokenize, grammar_init, prefill, decode, sample, accept, detok) and ipc_write, which first writes
-half a frame. The production code has no fault in its path: the breadcrumb's function is wrapped.
+tokenize, grammar_init, decode with or without prompts in it, sample, detok, ...) and ipc_write,
+which first writes half a frame.
+
+The production code has no fault in its path: the function that marks the breadcrumb is wrapped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -16,8 +19,8 @@ from typing import Callable
 
 from libloader.supervise.loop import Mark
 
-_OOM_PIECE = 64 << 20
-_OOM_MOST = 32 << 30
+_OOM_PIECE_BYTES = 64 << 20
+_OOM_PIECES = 32
 
 
 def _segv() -> None:
@@ -25,13 +28,12 @@ def _segv() -> None:
 
 
 def _out_of_memory() -> None:
-    """Take memory until the limit of the process says no, then end as C++ does: by abort()."""
+    """Take memory until the process's limit says no (or enough is taken), then end as C++ does."""
     hoard: list[bytearray] = []
-    try:
-        while len(hoard) * _OOM_PIECE < _OOM_MOST:
-            hoard.append(bytearray(_OOM_PIECE))
-    except MemoryError:
-        os.abort()
+    with contextlib.suppress(MemoryError):
+        while len(hoard) < _OOM_PIECES:
+            hoard.append(bytearray(_OOM_PIECE_BYTES))
+    os.abort()
 
 
 def _hang() -> None:
@@ -92,8 +94,9 @@ def in_mark(mark: Mark, faults: list[Fault]) -> Mark:
 
     def marked(phase: str, ids: str, step: int) -> None:
         mark(phase, ids, step)
+        point = "decode" if phase == "prefill" else phase
         for fault in faults:
-            if fault.point == phase:
+            if fault.point == point:
                 fault.visit()
 
     return marked

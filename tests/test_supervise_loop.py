@@ -1,0 +1,169 @@
+"""The loop around an engine, and the engine in a thread of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+
+import pytest
+from supervise_fakes import FakeEngine, ask, build_engine, send, text_of, wait_for
+
+from libloader import core, errors
+from libloader.supervise.inline import InlineEngine
+from libloader.supervise.loop import Cancel, EngineLoop, Report, Stop, Submit
+
+
+def no_mark(phase: str, ids: str, step: int) -> None:
+    pass
+
+
+class Running:
+    """A loop in a thread, with its reports."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.reports: list[Report] = []
+        self.marks: list[str] = []
+        self.loop = EngineLoop(
+            engine, self.reports.append, lambda phase, *_: self.marks.append(phase)
+        )
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
+
+    def _mark(self, phase: str, ids: str, step: int) -> None:
+        self.marks.append(phase)
+
+    def stop(self) -> None:
+        self.loop.post(Stop())
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+
+    def events(self) -> list[core.Event]:
+        return [event for report in self.reports for event in report.events]
+
+
+@pytest.fixture
+def running():
+    running = Running(FakeEngine(2, no_mark, lambda: time.sleep(0.001)))
+    yield running
+    if running.thread.is_alive():
+        running.stop()
+
+
+def test_one_report_per_step_carries_all_events_of_it(running):
+    running.loop.post(Submit(ask("a", max_tokens=5)))
+    running.loop.post(Submit(ask("b", max_tokens=5)))
+    wait_for(lambda: sum(isinstance(e, core.RequestDone) for e in running.events()) == 2)
+    assert len([report for report in running.reports if report.events]) <= 6
+
+
+def test_figures_come_with_the_last_step_before_idling(running):
+    running.loop.post(Submit(ask("a", max_tokens=3)))
+    wait_for(lambda: any(isinstance(e, core.RequestDone) for e in running.events()))
+    assert running.reports[-1].figures == {"n_running": 0.0, "n_waiting": 0.0}
+
+
+def test_an_idle_engine_keeps_beating(running):
+    wait_for(lambda: running.marks.count("idle") >= 2)
+
+
+def test_a_refused_request_fails_alone(running):
+    running.loop.post(Submit(ask("bad", "refuse me")))
+    running.loop.post(Submit(ask("good", max_tokens=2)))
+    wait_for(lambda: any(isinstance(e, core.RequestDone) for e in running.events()))
+    failed = [e for e in running.events() if isinstance(e, core.RequestFailed)]
+    assert [(e.request_id, e.error["name"]) for e in failed] == [("bad", "PromptTooLong")]
+
+
+def test_a_bug_in_submitting_one_request_does_not_end_the_loop(running, caplog):
+    running.loop.post(Submit(core.Request("bad", "generate", ())))
+    running.loop.post(Submit(ask("good", max_tokens=2)))
+    wait_for(lambda: any(isinstance(e, core.RequestDone) for e in running.events()))
+    assert "request bad could not be submitted" in caplog.text
+
+
+def test_a_cancelled_request_says_nothing_more(running):
+    running.loop.post(Submit(ask("a", max_tokens=10**6)))
+    wait_for(lambda: len(running.events()) > 3)
+    running.loop.post(Cancel("a"))
+    wait_for(lambda: running.loop._engine.idle)
+    count = len(running.events())
+    time.sleep(0.02)
+    assert len(running.events()) == count
+
+
+def inline(**wishes: object) -> InlineEngine:
+    settings = core.EngineSettings(model=json.dumps(wishes), n_parallel=2)
+    return InlineEngine(settings, build_engine)
+
+
+def test_inline_gives_the_same_answer_as_a_child():
+    engine = inline()
+    assert engine.start().alias == "fake"
+    client = send(engine, ask("a"))
+    client.wait()
+    engine.stop()
+    assert client.text == text_of("tell", 8)
+    assert engine.status().state == "draining"
+
+
+def test_inline_raises_a_refused_start():
+    engine = inline(refuse=True)
+    with pytest.raises(errors.ModelFileInvalid):
+        engine.start()
+    assert engine.status().state == "failed"
+    with pytest.raises(errors.EngineUnavailable):
+        send(engine, ask("a"))
+
+
+def test_inline_a_broken_engine_fails_its_requests_and_says_so(caplog):
+    caplog.set_level(logging.CRITICAL, "igllama.supervise")
+    engine = inline()
+    engine.start()
+    clients = [send(engine, ask("a", "boom !sample:raise")), send(engine, ask("b"))]
+    for client in clients:
+        client.wait()
+        assert client.failure == "EngineCrashed"
+    assert engine.status().state == "failed"
+    engine.stop()
+
+
+def test_inline_drains():
+    engine = inline(step_s=0.002)
+    engine.start()
+    quick = send(engine, ask("quick", max_tokens=10))
+    endless = send(engine, ask("endless", max_tokens=10**6))
+    engine.drain(0.3)
+    assert quick.text == text_of("tell", 10)
+    assert endless.failure == "ServerDraining"
+    with pytest.raises(errors.ServerDraining):
+        send(engine, ask("late"))
+
+
+def test_inline_cancels():
+    engine = inline(step_s=0.002)
+    engine.start()
+    client = send(engine, ask("a", max_tokens=10**6))
+    assert client.started.wait(5)
+    engine.cancel("a")
+    assert client.failure == "ClientGone"
+    send(engine, ask("b")).wait()
+    engine.stop()
+
+
+def test_inline_stopped_while_loading_never_serves():
+    engine = inline(load_s=0.3)
+    outcome: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            engine.start()
+        except errors.IgllamaError as error:
+            outcome.append(error)
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    engine.stop()
+    starter.join(5)
+    assert [type(error) for error in outcome] == [errors.ServerDraining]
