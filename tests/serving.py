@@ -92,15 +92,13 @@ def text_of(events: list, index: int = 0) -> str:
 
 
 @contextmanager
-def serving(*flags, model=POCKET, program=None, env=None, cwd=ROOT):
-    """Run `igllama.py api MODEL -p 0 FLAGS` until the block ends; yield a Served."""
-    command = [
-        *(program or [sys.executable, str(ROOT / "igllama.py")]),
-        "api",
-        str(model),
-        "-p",
-        "0",
-    ]
+def serving(*flags, model=POCKET, program=None, api=True, env=None, cwd=ROOT):
+    """Run `igllama.py api MODEL -p 0 FLAGS` until it is ready; yield a Served.
+
+    `program` stands for another file than igllama.py; with `api=False` it brings command and model.
+    """
+    command = [*(program or [sys.executable, str(ROOT / "igllama.py")])]
+    command += ["api", str(model), "-p", "0"] if api else ["-p", "0"]
     process = subprocess.Popen(
         [*command, *map(str, flags)],
         stdout=subprocess.PIPE,
