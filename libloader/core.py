@@ -199,6 +199,9 @@ class EngineSettings:
     kv_unified: bool | None = None  # None = decided by the engine
     pooling: str = ""  # none, mean, cls, last, rank; "" = the model's, else mean
     n_queue: int = 0  # waiting requests at most; 0 = the default
+    cache_ram_mib: int = 64  # prefixes that left the KV cache; 0 = none are kept
+    cache_dir: str = ""  # where prefixes outlive a restart; "" = nothing is written
+    cache_disk_mib: int = 1024  # in cache_dir at most
     log_level: str = "warning"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Callable
 
 from libloader.core import EngineSettings, Event, Prompt, Request, Sampling
 from libloader.engine.engine import Engine
+from libloader.engine.prefix_store import PrefixStore
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 PIECES: tuple[bytes, ...] = (
@@ -186,6 +188,19 @@ class FakeContext:
     def seq_pos_max(self, seq_id: int) -> int:
         return len(self.cells[seq_id]) - 1
 
+    def state_seq_get(self, seq_id: int) -> bytes:
+        return json.dumps([cell.past for cell in self.cells[seq_id]]).encode()
+
+    def state_seq_set(self, seq_id: int, data: bytes) -> bool:
+        assert not self.cells[seq_id]
+        pasts = json.loads(data)  # garbage is an error here, a hang in some libllama builds
+        n_held = self.n_used if self.kv_unified else 0
+        if n_held + len(pasts) > (self.n_ctx if self.kv_unified else self.n_ctx_seq):
+            return False
+        self.cells[seq_id] = [Cell(past) for past in pasts]
+        self.n_used += len(pasts)
+        return True
+
     def logprobs(self, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
         """The model's choice is sure, log 1; the others follow by id, ever less likely."""
         chosen = self.tokens_of(self.rows[row])
@@ -257,7 +272,8 @@ class Bench:
 
     def __init__(
         self, context: FakeContext | None = None, *, n_parallel: int = 4, bos: int = BOS,
-        open_chain: Callable[[Sampling], FakeChain] = FakeChain, **settings: object,
+        open_chain: Callable[[Sampling], FakeChain] = FakeChain,
+        store: PrefixStore | None = None, **settings: object,
     ) -> None:  # fmt: skip
         self.clock = FakeClock()
         self.context = context or FakeContext()
@@ -274,6 +290,7 @@ class Bench:
             batch=FakeBatch(self.context.n_batch),
             open_chain=self.open_chain,
             open_embedder=self.open_embedder,
+            store=store,
             clock=self.clock,
             breadcrumb=lambda *crumb: self.trail.append(crumb),
         )

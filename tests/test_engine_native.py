@@ -53,8 +53,9 @@ def open_engine(model_path):
             engine = build_engine(
                 EngineSettings(model=model_path, lib=os.environ.get("IGLLAMA_LIB", ""), **settings)
             )
-            stack.callback(engine.close)
-            return Run(engine)
+            run = Run(engine)
+            stack.callback(run.close)
+            return run
 
         yield make
 
@@ -65,6 +66,12 @@ class Run:
     def __init__(self, engine):
         self.engine = engine
         self.events = []
+        self.is_closed = False
+
+    def close(self):
+        if not self.is_closed:
+            self.is_closed = True
+            self.engine.close()
 
     def submit(self, name, prompt, **fields):
         prompts = prompt if isinstance(prompt, tuple) else (prompt,)
@@ -130,6 +137,26 @@ def test_a_reused_prefix_changes_nothing(open_engine, kv_unified):
     assert run.tokens("warm") == run.tokens("cold")
     assert run.tokens("branch") == run.tokens("branch cold")
     assert run.end("warm").usage.n_cached == 119 and run.end("branch").usage.n_cached == 100
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_saved_prefix_comes_back_from_ram_and_after_a_restart(open_engine, tmp_path, kv_unified):
+    settings = {"n_parallel": 1, "kv_unified": kv_unified, "cache_dir": str(tmp_path)}
+    prompt = [5 + i % 50 for i in range(150)]
+    run = open_engine(**settings)
+    run.submit("cold", prompt)
+    run.finish()
+    run.submit("other", [9] * 200)
+    run.finish()
+    run.submit("ram", prompt)
+    run.finish()
+    run.close()
+    again = open_engine(**settings)
+    again.submit("disk", prompt)
+    again.finish()
+    again.close()
+    assert run.tokens("cold") == run.tokens("ram") == again.tokens("disk")
+    assert run.end("ram").usage.n_cached == again.end("disk").usage.n_cached == 149
 
 
 def test_choices_share_the_prefill(open_engine):

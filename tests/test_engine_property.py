@@ -12,6 +12,7 @@ import pytest
 from fakes import IM_START, Bench, FakeChain, FakeContext, expected_tokens
 
 from libloader.core import ChoiceDone, RequestDone, RequestFailed, Sampling, TokenEvent
+from libloader.engine.prefix_store import PrefixStore
 from libloader.errors import NanLogits
 
 POISON = IM_START  # the model never says it; a prompt with this token makes llama_decode fail
@@ -41,7 +42,12 @@ class Load:
         )
         n_ctx = min(128, context.n_ctx_seq)
         self.bench = Bench(
-            context, n_parallel=n_seq_max, n_ctx=n_ctx, n_queue=1000, open_chain=SometimesNan
+            context,
+            n_parallel=n_seq_max,
+            n_ctx=n_ctx,
+            n_queue=1000,
+            open_chain=SometimesNan,
+            store=PrefixStore(chance.choice([0, 3000, 1 << 20])),
         )
         context.fault = self.fault
         context.cost_s = lambda n_rows: 0.001 * n_rows
@@ -133,5 +139,5 @@ def test_no_cell_and_no_chain_leaks(seed):
     load = Load(seed)
     load.run()
     assert all(chain.closed for chain in load.bench.chains)
-    load.bench.engine._scheduler.forget_idle()
+    load.bench.engine._scheduler.cache.forget_idle()
     assert load.bench.context.n_used == 0

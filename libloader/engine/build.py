@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -17,6 +20,8 @@ from libloader.abi import find, library
 from libloader.core import EngineSettings, ModelInfo, Sampling
 from libloader.engine.engine import Engine, n_ctx_slot, no_breadcrumb
 from libloader.engine.ports import Breadcrumb
+from libloader.engine.prefix_file import Folder
+from libloader.engine.prefix_store import PrefixStore
 from libloader.errors import ModelLoadFailed
 from libloader.llama.batch import Batch
 from libloader.llama.context import Context
@@ -24,6 +29,7 @@ from libloader.llama.model import Model
 from libloader.llama.sampler import SamplerChain
 
 EMBEDDING_SEQUENCES = 32  # inputs that share one batch
+N_SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a file, for its fingerprint; a small one is read whole
 
 
 def build_engine(
@@ -48,6 +54,7 @@ def build_engine(
             batch=Batch(lib, context.n_batch, context.n_seq_max),
             open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
             open_embedder=functools.partial(_embedding_context, lib, model, settings),
+            store=_open_store(settings, lib, context),
             n_sampling_threads=context.n_threads,
             breadcrumb=breadcrumb,
             info=info,
@@ -86,6 +93,35 @@ def describe(lib: Any, model: Model, context: Context, settings: EngineSettings)
         backends=lib.backends,
         missing=lib.missing,
     )
+
+
+def _open_store(settings: EngineSettings, lib: Any, context: Context) -> PrefixStore:
+    folder = None
+    if settings.cache_dir:
+        folder = Folder(settings.cache_dir, _binding(settings, lib, context))
+    return PrefixStore(settings.cache_ram_mib << 20, folder, settings.cache_disk_mib << 20)
+
+
+def _binding(settings: EngineSettings, lib: Any, context: Context) -> bytes:
+    """Return a hash of all that a saved state's bytes depend on."""
+    facts = (
+        *(_fingerprint(path) for path in (settings.model, lib.path)),
+        *(lib.release, lib.layout, *lib.backends),
+        *(settings.cache_type_k, settings.cache_type_v, settings.flash_attn),
+        *(str(settings.n_gpu_layers), str(context.kv_unified), sys.byteorder),
+    )
+    return hashlib.blake2b("\0".join(facts).encode(), digest_size=32).digest()
+
+
+def _fingerprint(path: str) -> str:
+    """Return a hash of a file's size and of samples spread over it: gigabytes take too long."""
+    size = os.path.getsize(path)
+    digest = hashlib.blake2b(str(size).encode())
+    with open(path, "rb") as file:
+        for number in range(N_SAMPLES):
+            file.seek(size * number // N_SAMPLES)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _text(model: Model, token: int) -> str:

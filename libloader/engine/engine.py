@@ -44,6 +44,7 @@ from libloader.engine.ports import (
     OpenChain,
     OpenEmbedder,
 )
+from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.sampling import Due, Sampling
 from libloader.engine.scheduler import Plan, Scheduler
@@ -80,6 +81,7 @@ class Engine:
         batch: BatchPort,
         open_chain: OpenChain,
         open_embedder: OpenEmbedder,
+        store: PrefixStore | None = None,
         n_sampling_threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
         breadcrumb: Breadcrumb = no_breadcrumb,
@@ -99,7 +101,7 @@ class Engine:
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
         self.n_ctx_slot = n_ctx_slot(context, settings)
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
-        self._scheduler = Scheduler(context, self.n_parallel)
+        self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
         self._embedder = Embedder(open_embedder)
         self._sampling = Sampling(
             context, model.vocab.n_tokens, n_sampling_threads, self._mark_sampling
@@ -149,6 +151,8 @@ class Engine:
         plan = self._scheduler.plan()
         if plan:
             self._decode(plan)
+        else:
+            self._scheduler.wait_for_states()
         if len(self._embedder):
             self._embed()
         events, self._events = self._events, []
@@ -158,6 +162,7 @@ class Engine:
         """Drop all requests, free what the engine opened, then call `on_close`."""
         for live in list(self._live.values()):
             self._drop(live)
+        self._scheduler.cache.close()
         self._sampling.close()
         self._embedder.close()
         self._on_close()
@@ -169,6 +174,7 @@ class Engine:
             "n_waiting": self.n_waiting,
             "n_cells_used": self.n_cells_used,
             "n_steps": self._n_steps,
+            **{f"n_hits_{level}": n for level, n in self._scheduler.cache.hits.items()},
             **self.counters.figures(),
         }
 
@@ -364,7 +370,7 @@ class Engine:
         """Decode `plan` and sample who is due; recover if it is refused."""
         ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
         self._breadcrumb("make_room", ids, self._n_steps)
-        self._scheduler.make_room(sum(n for _, n in plan))
+        self._scheduler.cache.make_room(sum(n for _, n in plan))
         rows = self._fill(plan)
         started_s = self._clock()
         # Prompts may take their time; a hung step of streams shall be noticed soon.
@@ -472,7 +478,7 @@ class Engine:
         for sequence, _ in plan:
             if sequence.slot is not None:
                 self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
-        if code == NO_ROOM and self._scheduler.forget_idle():
+        if code == NO_ROOM and self._scheduler.cache.forget_idle():
             self._decode(plan)
         elif len(plan) > 1:
             half = len(plan) // 2

@@ -1,117 +1,203 @@
-"""A radix tree over token ids: who holds the longest known beginning of this prompt?
+"""The prefix cache: what of a prompt is known already, and the way into a slot.
 
-Lives here: the tree. Not here: what a holder is (a slot of the KV cache, a saved state) and whether
-its tokens are computed yet: the tree knows names, the holders know their tokens.
-
-    root ── (1, 5, 7, 2) ── (9, 4)        each node: its edge's tokens, its children by first token,
-                        └── (8,)          and the holders whose tokens run through all of the edge
+Lives here: one look-up over three levels (slots of the KV cache, states in RAM, states on disk),
+filling a slot from the best, evicting. Not here: the tree (radix_tree.py), the native memory
+(slot.py), the saved states (prefix_store.py), who gets a slot when (scheduler.py).
 
 Laws:
-- The cost of a look-up grows with the length of the prompt, never with the number of holders.
-- A match is exact, token by token; nothing is hashed.
+- A prompt that is being computed right now counts as known: whoever shares it waits for it (only
+  for older sequences, so nobody waits in a circle) instead of computing it again.
+- What would be lost when a slot is taken over is saved first, unless somebody else has it.
+- A memory that cannot be cut (recurrent, hybrid) gives what fits without a cut, or nothing:
+  `Slots.truncate` empties a slot that libllama would not cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import NamedTuple, Union
 
-H = TypeVar("H", bound=Hashable)
-Edge = tuple[int, ...]
+from libloader.engine.prefix_store import Loading, PrefixStore, Saved
+from libloader.engine.radix_tree import PrefixTree
+from libloader.engine.sequence import Sequence
+from libloader.engine.slot import Slot, Slots
+
+# Fewer tokens than this are computed again rather than waited for, or saved.
+MIN_WORTH_WAITING = 16
+MIN_WORTH_SAVING = 32
+
+Holder = Union[Slot, Saved]
 
 
-def common_length(a: list[int], b: list[int]) -> int:
-    """Return how many leading tokens `a` and `b` share."""
-    limit = min(len(a), len(b))
-    if a[:limit] == b[:limit]:  # list comparison runs in C: the usual case is equal to the end
-        return limit
-    low, high = 0, limit
-    while high - low > 1:  # a[:low] is equal, a[:high] is not
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
+class Known(NamedTuple):
+    """Somebody who has, or will have, the beginning of a prompt."""
+
+    holder: Holder
+    n_now: int
+    n_soon: int  # more than n_now only while the holder's sequence is still prefilling
+
+    @property
+    def is_live(self) -> bool:
+        return isinstance(self.holder, Slot) and self.holder.sequence is not None
+
+
+class PrefixCache:
+    """Knows all holders of prefixes. Engine thread only."""
+
+    def __init__(self, slots: Slots, store: PrefixStore) -> None:
+        self.slots = slots
+        self.hits = {"kv": 0, "ram": 0, "disk": 0}  # tokens not computed, by level
+        self._store = store
+        self._tree: PrefixTree[Holder] = PrefixTree()
+        self._clock = 0  # counts releases: orders idle slots by last use
+        store.on_drop = self._tree.remove
+        for saved in store:
+            self._tree.insert(saved.tokens, saved)
+
+    def lookup(self, sequence: Sequence) -> Known | None:
+        """Return who knows most of the tokens but the last, whose logits are needed."""
+        if not sequence.live.request.cache_prompt:
+            return None
+        n, holders = self._tree.longest(sequence.tokens[:-1])
+        known = max((_known(holder, n, sequence) for holder in holders), key=_worth, default=None)
+        return known if known is not None and known.n_soon > 0 else None
+
+    def choose_slot(self, known: Known | None) -> Slot:
+        """Return the idle slot to use: the one with the prefix if nothing in it is lost by that."""
+        idle = self.slots.idle()
+        if known is not None and isinstance(known.holder, Slot) and not known.is_live:
+            continues = known.n_now == len(known.holder.tokens)
+            if continues or known.holder is idle[0]:
+                return known.holder
+        return idle[0]
+
+    def begin(self, sequence: Sequence, slot: Slot, known: Known | None) -> None:
+        """Fill `slot`, where `sequence` sits now, with what is known, or start waiting for it."""
+        sequence.leader, sequence.loading, sequence.n_shared = None, None, 0
+        holder = known.holder if known is not None else None
+        if known is not None and isinstance(holder, Saved):
+            # Fetched before the slot's own tokens are saved: these may push it out of the store.
+            state = self._store.fetch(holder)
+            sequence.loading = Loading(holder, holder.level, known.n_now, state)
+        if holder is not slot:
+            self._vacate(slot)
+        if known is None or isinstance(holder, Saved):
+            self._promise(sequence, slot)
+        elif known.n_soon - known.n_now >= MIN_WORTH_WAITING:
+            assert isinstance(holder, Slot) and isinstance(holder.sequence, Sequence)
+            sequence.leader, sequence.n_shared = holder.sequence, known.n_soon
         else:
-            high = middle
-    return low
+            assert isinstance(holder, Slot)
+            self._take_over(slot, holder, known.n_now)
+            self._promise(sequence, slot)
 
+    def still_waits(self, sequence: Sequence) -> bool:
+        """Return True while the prefix is not there yet; else put it into the slot."""
+        slot, leader = sequence.slot, sequence.leader
+        assert slot is not None
+        if leader is not None:
+            if leader.slot is not None and len(leader.slot.tokens) < sequence.n_shared:
+                return True
+            self.begin(sequence, slot, self.lookup(sequence))
+        loading = sequence.loading
+        if loading is not None and loading.state.done():
+            sequence.loading = None
+            self._restore(slot, loading)
+            self._promise(sequence, slot)
+        return sequence.is_waiting
 
-class _Node(Generic[H]):
-    __slots__ = ("edge", "parent", "children", "holders")
+    def settle(self, slot: Slot) -> None:
+        """Take note that nobody sits in `slot` any more: it holds what it holds."""
+        self._clock += 1
+        slot.last_used = self._clock
+        self._tree.insert(slot.tokens, slot)
 
-    def __init__(self, edge: Edge, parent: _Node[H] | None) -> None:
-        self.edge = edge
-        self.parent = parent
-        self.children: dict[int, _Node[H]] = {}
-        self.holders: set[H] = set()
+    def make_room(self, n_cells: int) -> bool:
+        """Evict idle slots, least recently used first, until `n_cells` are free, if that helps.
 
-
-class PrefixTree(Generic[H]):
-    """Maps token sequences to their holders; one sequence per holder."""
-
-    def __init__(self) -> None:
-        self._root: _Node[H] = _Node((), None)
-        self._end_of: dict[H, _Node[H]] = {}
-
-    def __len__(self) -> int:
-        return len(self._end_of)
-
-    def __contains__(self, holder: H) -> bool:
-        return holder in self._end_of
-
-    def longest(self, tokens: list[int]) -> tuple[int, set[H]]:
-        """Return the longest known prefix's length and a copy of the set of all who hold it."""
-        node, done = self._root, 0
-        while done < len(tokens):
-            child = node.children.get(tokens[done])
-            if child is None:
+        Separate streams always have room for their own.
+        """
+        slots = self.slots
+        if not slots.unified or slots.n_surely_free() >= n_cells:
+            return True
+        for slot in slots.idle():
+            if slots.n_free() >= n_cells:
                 break
-            matched = _matched(child.edge, tokens, done)
-            node, done = child, done + matched
-            if matched < len(child.edge):
-                break
-        return done, set(node.holders) if done else set()
+            self._vacate(slot)
+        return slots.n_free() >= n_cells
 
-    def insert(self, tokens: list[int], holder: H) -> None:
-        """Make `holder` the holder of `tokens`, and of nothing else."""
-        self.remove(holder)
-        node, done = self._root, 0
-        while done < len(tokens):
-            node, done = self._descend(node, tokens, done)
-            node.holders.add(holder)
-        if node is not self._root:
-            self._end_of[holder] = node
+    def forget_idle(self) -> bool:
+        """Evict every idle slot; False if there was nothing in them."""
+        cached = [slot for slot in self.slots.idle() if slot.tokens]
+        for slot in cached:
+            self._vacate(slot)
+        return bool(cached)
 
-    def remove(self, holder: H) -> None:
-        """Forget `holder`; nodes that nobody else holds go with it."""
-        node = self._end_of.pop(holder, None)
-        while node is not None and node.parent is not None:
-            node.holders.discard(holder)
-            parent = node.parent
-            if not node.holders:
-                del parent.children[node.edge[0]]
-            node = parent
+    def close(self) -> None:
+        """Save what the slots hold where that outlives this process, and wait for it."""
+        for slot in self.slots.all if self._store.outlives_us else ():
+            self._save(slot)
+        self._store.close()
 
-    def _descend(self, node: _Node[H], tokens: list[int], done: int) -> tuple[_Node[H], int]:
-        """Return the child that ends where `tokens` and its edge part, made or split as needed."""
-        child = node.children.get(tokens[done])
-        if child is None:
-            child = node.children[tokens[done]] = _Node(tuple(tokens[done:]), node)
-            return child, len(tokens)
-        matched = _matched(child.edge, tokens, done)
-        if matched < len(child.edge):
-            child = self._split(child, matched)
-        return child, done + matched
+    def check_integrity(self) -> None:
+        """Assert that whoever holds something is known. For tests."""
+        self.slots.check_integrity()
+        assert all(not slot.tokens or slot in self._tree for slot in self.slots.all)
+        assert all(saved in self._tree for saved in self._store)
 
-    def _split(self, node: _Node[H], n: int) -> _Node[H]:
-        """Cut `node`'s edge after `n` tokens; return the new upper part."""
-        assert node.parent is not None and 0 < n < len(node.edge)
-        upper: _Node[H] = _Node(node.edge[:n], node.parent)
-        upper.holders = set(node.holders)
-        upper.children[node.edge[n]] = node
-        node.parent.children[node.edge[0]] = upper
-        node.edge, node.parent = node.edge[n:], upper
-        return upper
+    def _promise(self, sequence: Sequence, slot: Slot) -> None:
+        self._tree.insert(sequence.tokens, slot)
+
+    def _take_over(self, slot: Slot, source: Slot, n: int) -> None:
+        if source is not slot:
+            n = self.slots.share(source, slot, n)
+        elif len(slot.tokens) > n:
+            self._save(slot)
+            n = n if self.slots.truncate(slot, n) else 0
+        self.hits["kv"] += n
+
+    def _restore(self, slot: Slot, loading: Loading) -> None:
+        state, saved = loading.state.result(), loading.saved
+        is_good = state is not None and self.make_room(len(saved.tokens))
+        if is_good and state is not None and self.slots.restore(slot, saved.tokens, state):
+            if self.slots.truncate(slot, loading.n):
+                self.hits[loading.level] += loading.n
+        elif state is None:
+            self._store.forget(saved)
+
+    def _vacate(self, slot: Slot) -> None:
+        """Empty `slot`, saved if worth it."""
+        self._save(slot)
+        self._tree.remove(slot)
+        self.slots.truncate(slot, 0)
+
+    def _save(self, slot: Slot) -> None:
+        if len(slot.tokens) < MIN_WORTH_SAVING or not self._store.takes:
+            return
+        n, holders = self._tree.longest(slot.tokens)
+        others = [other for other in holders - {slot} if len(other.tokens) >= n]
+        if n == len(slot.tokens) and others:
+            for other in others:
+                if isinstance(other, Saved):
+                    self._store.touch(other)
+            return
+        tokens = list(slot.tokens)
+        saved = self._store.put(tokens, self.slots.state(slot))
+        if saved is not None:
+            self._tree.insert(tokens, saved)
 
 
-def _matched(edge: Edge, tokens: list[int], done: int) -> int:
-    return common_length(list(edge), tokens[done : done + len(edge)])
+def _known(holder: Holder, n: int, asking: Sequence) -> Known:
+    if isinstance(holder, Saved):
+        return Known(holder, n, n)
+    n_now = min(n, len(holder.tokens))
+    owner = holder.sequence
+    waits = isinstance(owner, Sequence) and owner.number < asking.number
+    return Known(holder, n_now, n if waits else n_now)
+
+
+def _worth(known: Known) -> tuple[int, int, bool, int]:
+    """Order by tokens; then a slot before a saved state; then an idle slot; then any fixed one."""
+    holder = known.holder
+    if isinstance(holder, Saved):
+        return known.n_soon, -1, holder.state is not None, 0
+    return known.n_soon, known.n_now, not known.is_live, -holder.seq_id

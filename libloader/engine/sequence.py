@@ -15,6 +15,7 @@ import math
 from libloader.core import Request
 from libloader.engine.detokenizer import Detokenizer
 from libloader.engine.ports import ChainPort
+from libloader.engine.prefix_store import Loading
 from libloader.engine.slot import Slot
 
 STOP, LENGTH = "stop", "length"
@@ -25,7 +26,7 @@ class Sequence:
 
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
-        "reason", "leader", "n_shared", "number", "is_counted",
+        "reason", "leader", "loading", "n_shared", "number", "is_counted",
     )  # fmt: skip
 
     def __init__(self, live: LiveRequest, index: int, prompt: list[int], n_ctx: int) -> None:
@@ -41,9 +42,15 @@ class Sequence:
         self.detokenizer = Detokenizer(live.request.stop)
         self.reason = ""
         self.leader: Sequence | None = None  # whose prefill this one waits to share
+        self.loading: Loading | None = None  # the saved state that this one waits for
         self.n_shared = 0  # tokens to be had from `leader`
         self.number = 0  # order of arrival, over all requests
         self.is_counted = False  # what it found in the KV cache is in the request's n_cached
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while its prefix is on the way: computed by another, or read from a saved state."""
+        return self.leader is not None or self.loading is not None
 
     @property
     def n_pending(self) -> int:

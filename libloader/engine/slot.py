@@ -66,6 +66,10 @@ class Slots:
     def n_free(self) -> int:
         return self._context.n_ctx - self.n_used()
 
+    def n_surely_free(self) -> int:
+        """Return a lower bound of `n_free` that costs less: shared cells are counted often."""
+        return self._context.n_ctx - sum(len(slot.tokens) for slot in self.all)
+
     def append(self, slot: Slot, tokens: list[int]) -> None:
         """Note that `tokens` were decoded at the end of `slot`. Hot."""
         if not slot.origin:
@@ -104,6 +108,20 @@ class Slots:
         target.tokens, target.spans = list(source.tokens), list(source.spans)
         self.truncate(target, n)
         return len(target.tokens)
+
+    def state(self, slot: Slot) -> bytes:
+        """Return a copy of what `slot` holds, for `restore`."""
+        return self._context.state_seq_get(slot.seq_id)
+
+    def restore(self, slot: Slot, tokens: list[int], state: bytes) -> bool:
+        """Fill an empty slot with a saved state; False, and an empty slot, if libllama refuses."""
+        assert not slot.tokens
+        is_back = self._context.state_seq_set(slot.seq_id, state)
+        if not is_back or self._lost(slot, len(tokens)):
+            self._empty(slot)
+            return False
+        self.append(slot, tokens)
+        return True
 
     def check_integrity(self) -> None:
         """Assert that the mirror is true. For tests, after every step."""

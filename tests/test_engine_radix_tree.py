@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from libloader.engine.prefix_cache import PrefixTree, common_length
+from libloader.engine.radix_tree import PrefixTree, common_length
 
 
 def slow_common_length(a, b):

@@ -1,0 +1,174 @@
+"""Saved sequence states as files of one folder.
+
+Lives here: the format, its checks, atomic writing. Not here: which states are kept and for how long
+(prefix_store.py).
+
+    bytes  0..8     magic, with the format's version
+           8..40    binding: which model, library and settings the state belongs to
+          40..44    number of tokens, little-endian like all that follows
+          44..52    length of the state
+          52..      token ids, 4 bytes each; the state; BLAKE2b-256 of everything before
+
+Laws:
+- A file that is damaged, cut, foreign or not a plain file is never loaded: libllama trusts what it
+  is given. The size is checked when the folder is read, the checksum when the state is.
+- A file appears whole or not at all: written under another name, synced, renamed.
+- The first error of the file system ends the writing, with one warning. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from typing import BinaryIO
+
+MAGIC = b"IGLKV\r\n\1"
+_HEAD = struct.Struct("<8s32sIQ")
+_DIGEST_BYTES = 32
+SUFFIX, UNFINISHED = ".kv", ".tmp"
+ABANDONED_S = 3600.0  # an unfinished file this old has no writer any more
+MAX_TOKENS = 1 << 24  # more is damage, not a prompt
+
+logger = logging.getLogger(__name__)
+
+
+class Folder:
+    """The states of one model, library and settings in one folder. One thread at a time."""
+
+    def __init__(self, path: str, binding: bytes) -> None:
+        assert len(binding) == 32
+        self._path = path
+        self._binding = binding
+        self._is_writable = True
+
+    def index(self) -> list[tuple[str, list[int], int]]:
+        """Return (name, tokens, bytes) of each file that may be ours, oldest first."""
+        try:
+            os.makedirs(self._path, 0o700, exist_ok=True)
+            entries = sorted(os.scandir(self._path), key=lambda entry: entry.stat().st_mtime)
+        except OSError as error:
+            self._give_up(error)
+            return []
+        return list(self._readable(entries))
+
+    def name_for(self, tokens: list[int]) -> str:
+        digest = hashlib.blake2b(self._binding + _packed(tokens), digest_size=16)
+        return digest.hexdigest() + SUFFIX
+
+    def read(self, name: str, tokens: list[int]) -> bytes | None:
+        """Return the state of `tokens`; None if the file is not exactly what was written."""
+        try:
+            with self._open(name) as file:
+                data = file.read()
+        except OSError as error:
+            logger.info("cached prefix %s cannot be read: %s", name, error)
+            return None
+        head = _HEAD.pack(MAGIC, self._binding, len(tokens), _n_state(data, tokens))
+        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        start = _HEAD.size + 4 * len(tokens)
+        is_whole = body[:start] == head + _packed(tokens) and _digest(body) == digest
+        if not is_whole:
+            logger.warning("cached prefix %s is damaged or foreign; it is ignored", name)
+            return None
+        return body[start:]
+
+    def write(self, name: str, tokens: list[int], state: bytes) -> None:
+        """Write a state, atomically; after the first failure nothing is written any more."""
+        if not self._is_writable:
+            return
+        body = _HEAD.pack(MAGIC, self._binding, len(tokens), len(state)) + _packed(tokens) + state
+        unfinished = os.path.join(self._path, f"{name}.{os.getpid()}{UNFINISHED}")
+        try:
+            self._write_whole(unfinished, body)
+            os.replace(unfinished, os.path.join(self._path, name))
+        except OSError as error:
+            self._give_up(error)
+            self._remove(unfinished)
+
+    def remove(self, name: str) -> None:
+        self._remove(os.path.join(self._path, name))
+
+    def _readable(self, entries: list[os.DirEntry[str]]) -> Iterator[tuple[str, list[int], int]]:
+        for entry in entries:
+            if entry.name.endswith(SUFFIX):
+                tokens, n_bytes = self._read_head(entry.name)
+                if tokens:
+                    yield entry.name, tokens, n_bytes
+            elif entry.name.endswith(UNFINISHED) and _is_abandoned(entry):
+                self._remove(entry.path)
+
+    def _read_head(self, name: str) -> tuple[list[int], int]:
+        """Return tokens and size of the state, ([], 0) if the file is not ours or not whole."""
+        try:
+            with self._open(name) as file:
+                size = os.fstat(file.fileno()).st_size
+                magic, binding, n_tokens, n_state = _HEAD.unpack(file.read(_HEAD.size))
+                expected = _HEAD.size + 4 * n_tokens + n_state + _DIGEST_BYTES
+                if magic != MAGIC or binding != self._binding or size != expected:
+                    return [], 0
+                return _unpacked(file.read(4 * min(n_tokens, MAX_TOKENS))), n_state
+        except (OSError, struct.error) as error:
+            logger.info("cached prefix %s is ignored: %s", name, error)
+            return [], 0
+
+    def _open(self, name: str) -> BinaryIO:
+        """Open for reading, not through a symbolic link, and not what could block."""
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        flags |= getattr(os, "O_NONBLOCK", 0)
+        return os.fdopen(os.open(os.path.join(self._path, name), flags), "rb")
+
+    def _write_whole(self, path: str, body: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(body)
+            file.write(_digest(body))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _remove(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            logger.debug("%s cannot be removed: %s", path, error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._is_writable = False
+        logger.warning("prefixes are no longer saved in %s: %s", self._path, error)
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+
+
+def _n_state(data: bytes, tokens: list[int]) -> int:
+    return max(0, len(data) - _HEAD.size - 4 * len(tokens) - _DIGEST_BYTES)
+
+
+def _packed(tokens: list[int]) -> bytes:
+    return _little_endian(array("i", tokens)).tobytes()
+
+
+def _unpacked(data: bytes) -> list[int]:
+    tokens = array("i")
+    tokens.frombytes(data)
+    return _little_endian(tokens).tolist()
+
+
+def _little_endian(tokens: array[int]) -> array[int]:
+    assert tokens.itemsize == 4
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return tokens
+
+
+def _is_abandoned(entry: os.DirEntry[str]) -> bool:
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_S
+    except OSError:
+        return False

@@ -1,0 +1,127 @@
+"""The engine on fakes with saved states: a prefix comes back from RAM and from disk."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import Bench, FakeContext, expected_tokens, never_ending
+
+from libloader.core import RequestDone, TokenEvent
+from libloader.engine.prefix_file import Folder
+from libloader.engine.prefix_store import PrefixStore
+
+CHATS = {f"chat{number}": [number + 1] * 60 for number in range(6)}
+
+
+def bench_with(store, *, unified=True, can_cut=True):
+    context = FakeContext(512, 2, unified=unified, can_cut=can_cut)
+    bench = Bench(context, n_parallel=2, store=store)
+    context.tokens_of = never_ending
+    return bench
+
+
+def say(bench, name, prompt):
+    bench.submit(name, prompt, max_tokens=4)
+    bench.run()
+    (event,) = bench.of(name, RequestDone)
+    tokens = [t for e in bench.of(name, TokenEvent) for t in e.tokens]
+    assert tokens == expected_tokens(prompt, 4, never_ending)
+    return event.usage.n_cached
+
+
+def disk_store(tmp_path, ram_bytes=0):
+    return PrefixStore(ram_bytes, Folder(str(tmp_path), b"b" * 32), 1 << 20)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_chat_whose_slot_was_reused_comes_back_from_ram(unified):
+    bench = bench_with(PrefixStore(1 << 20), unified=unified)
+    for name, prompt in CHATS.items():
+        assert say(bench, name, prompt) == 0
+    for name, prompt in CHATS.items():
+        assert say(bench, f"{name} again", [*prompt, 99]) == 60
+    assert bench.engine.figures()["n_hits_ram"] == 6 * 60
+
+
+def test_without_a_store_it_is_computed_again():
+    bench = bench_with(PrefixStore(0))
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    assert say(bench, "again", [*CHATS["chat0"], 99]) == 0
+
+
+def test_all_chats_come_back_from_disk_after_a_restart(tmp_path):
+    bench = bench_with(disk_store(tmp_path, ram_bytes=1000))
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    bench.engine.close()
+    bench = bench_with(disk_store(tmp_path))
+    for name, prompt in CHATS.items():
+        assert say(bench, f"{name} again", [*prompt, 99]) == 60
+    bench.engine.close()
+    assert bench.engine.figures()["n_hits_disk"] == 6 * 60
+
+
+def test_a_stream_runs_on_while_another_waits_for_the_disk(tmp_path):
+    bench = bench_with(disk_store(tmp_path))
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    bench.submit("stream", max_tokens=30)
+    bench.step(2)
+    bench.submit("back", [*CHATS["chat0"], 99], max_tokens=1)
+    for _ in range(5):
+        assert [e for e in bench.step() if e.request_id == "stream"]
+    bench.run()
+    assert bench.of("back", RequestDone)[0].usage.n_cached == 60
+    bench.engine.close()
+
+
+def test_a_damaged_file_is_computed_again_and_never_loaded(tmp_path):
+    bench = bench_with(disk_store(tmp_path))
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    bench.engine.close()
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    bench = bench_with(disk_store(tmp_path))
+    assert say(bench, "again", [*CHATS["chat0"], 99]) == 0
+    bench.engine.close()
+
+
+def test_a_cancel_while_the_disk_is_read_leaves_nothing_behind(tmp_path):
+    bench = bench_with(disk_store(tmp_path))
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    bench.submit("back", [*CHATS["chat0"], 99])
+    bench.engine.cancel("back")
+    bench.run()
+    assert say(bench, "again", [*CHATS["chat0"], 99]) == 60
+    bench.engine.close()
+
+
+def test_many_who_want_the_same_saved_prefix_load_it_once():
+    store = PrefixStore(1 << 20)
+    bench = bench_with(store)
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    for name in "ab":
+        bench.submit(name, [*CHATS["chat0"], 50, 51], max_tokens=2)
+    bench.run()
+    assert bench.engine.figures()["n_hits_ram"] == 60
+    assert bench.of("b", RequestDone)[0].usage.n_cached >= 60
+
+
+def test_a_memory_that_cannot_be_cut_takes_only_whole_saved_states():
+    bench = bench_with(PrefixStore(1 << 20), can_cut=False)
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    held = [*CHATS["chat0"], *expected_tokens(CHATS["chat0"], 3, never_ending)]
+    assert say(bench, "part", [*held[:50], 77]) == 0
+    assert say(bench, "whole", [*held, 77]) == len(held)
+
+
+def test_a_state_that_libllama_refuses_is_computed_again():
+    bench = bench_with(PrefixStore(1 << 20))
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    bench.context.state_seq_set = lambda seq_id, data: False
+    assert say(bench, "again", [*CHATS["chat0"], 99]) == 0
