@@ -14,11 +14,17 @@ from contextlib import ExitStack
 import pytest
 from web_client import in_threads, request_bytes, wait_until, web_server
 
+from libloader.web import server
+
 HOST = b"Host: localhost\r\n"
 
 
 def n_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def n_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -190,13 +196,13 @@ def test_resets_at_any_moment_leave_nothing_behind(caplog):
     whole = request_bytes("POST", "/echo", b"x" * 1000)
     with web_server() as web:
         web.ask("GET", "/health")
-        before, threads = n_fds(), threading.active_count()
+        before, threads = n_fds(), n_threads()
         for number in range(300):
             client = web.connect()
             client.send(whole[: number * 7 % (len(whole) + 1)])
             client.reset()
         wait_until(lambda: web.figure("n_connections") == 0 and n_fds() <= before)
-        wait_until(lambda: threading.active_count() <= threads)
+        wait_until(lambda: n_threads() <= threads)
         assert web.ask("GET", "/health").status == 200
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -228,18 +234,15 @@ def test_when_descriptors_run_out_the_server_rests_and_recovers():
 
 def test_when_no_thread_can_be_started_the_client_is_told_and_the_listener_lives(monkeypatch):
     """B12"""
-    real = threading.Thread.start
 
-    def start(thread):
-        if thread.name == "http":
-            raise RuntimeError("can't start new thread")
-        real(thread)
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
 
     with web_server() as web:
-        monkeypatch.setattr(threading.Thread, "start", start)
+        monkeypatch.setattr(server, "start_new_thread", start)
         response = web.ask("GET", "/health")
         assert (response.status, response.header("connection")) == (503, "close")
-        monkeypatch.setattr(threading.Thread, "start", real)
+        monkeypatch.undo()
         assert web.ask("GET", "/health").status == 200
         assert web.figure("n_connections") <= 1
 
@@ -276,6 +279,4 @@ def test_closing_waits_for_answers_but_not_for_ever():
 
 
 def test_a_server_that_never_started_can_be_closed():
-    from libloader.web.server import Server
-
-    Server(["127.0.0.1:0"], {}).close()
+    server.Server(["127.0.0.1:0"], {}).close()

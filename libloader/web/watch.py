@@ -82,7 +82,7 @@ class Watcher:
     def soon(self, work: Callable[[], None]) -> None:
         """Have the watcher's thread call `work`. Any thread; never blocks."""
         self._todo.append(work)
-        if threading.current_thread() is not self._thread:
+        if threading.get_ident() != self._thread.ident:
             self._ring()
 
     def sync(self, channel: Channel) -> None:
