@@ -44,6 +44,7 @@ class Capabilities(NamedTuple):
     developer: bool = False
     tools: bool = False
     tool_calls: bool = False
+    null_with_calls: bool = False  # it writes calls only where content is null
     arguments_as_text: bool = False  # it wants a call's arguments as a JSON string
     switch: tuple[str, Any, Any] | None = None  # a row of SWITCHES
     opens_thinking: bool = False  # the generation prompt ends inside a think block
@@ -278,6 +279,8 @@ def detect(probe: Any) -> Capabilities:
         if not text(USER):
             needs = ()
     plain = text(USER)
+    calls = [_with_call(text, as_text, "") for as_text in (False, True)]
+    null_calls = [_with_call(text, as_text, None) for as_text in (False, True)]
     lists = frozenset(role for role, around in LISTS.items() if _writes_list(text, around))
     return Capabilities(
         list_roles=lists,
@@ -285,8 +288,9 @@ def detect(probe: Any) -> Capabilities:
         system="zq_system" in text({"role": "system", "content": "zq_system"}, USER),
         developer="zq_system" in text({"role": "developer", "content": "zq_system"}, USER),
         tools="zq_tool" in text(USER, tools=[TOOL]),
-        tool_calls="zq_value" in _with_call(text, as_text=False) + _with_call(text, as_text=True),
-        arguments_as_text=_prefers_text(_with_call(text, False), _with_call(text, True)),
+        tool_calls=any("zq_value" in call for call in calls + null_calls),
+        null_with_calls=not any("zq_value" in call for call in calls),
+        arguments_as_text=_prefers_text(*calls) or _prefers_text(*null_calls),
         switch=_switch(lambda **more: text(USER, **more)),
         opens_thinking=reasoning.opened_by(plain) is not None,
         prints_bos=bool(plain) and plain.lstrip() != text(USER, bos_token="").lstrip(),
@@ -299,10 +303,10 @@ def _writes_list(text: Any, messages: Sequence[Message]) -> bool:
     return "zq_part" in written and "'zq_part'" not in written
 
 
-def _with_call(text: Any, as_text: bool) -> str:
+def _with_call(text: Any, as_text: bool, content: str | None) -> str:
     arguments = {"zq_key": "zq_value"}
     function = {"name": "zq_tool", "arguments": json.dumps(arguments) if as_text else arguments}
-    asking = {**ASKING, "tool_calls": [{**CALL, "function": function}]}
+    asking = {**ASKING, "content": content, "tool_calls": [{**CALL, "function": function}]}
     answer = {"role": "tool", "tool_call_id": "zqcall001", "name": "zq_tool", "content": "zq"}
     return str(text(USER, asking, answer, tools=[TOOL]))
 
@@ -346,6 +350,8 @@ def _prepared(message: Message, form: Capabilities) -> Message:
         copy["tool_calls"] = [{"type": "function", "function": copy.pop("function_call")}]
     if copy.get("tool_calls"):
         copy["tool_calls"] = [_tool_call(call, form) for call in copy["tool_calls"]]
+        if form.null_with_calls and not copy["content"]:
+            copy["content"] = None
     else:
         copy.pop("tool_calls", None)
     return copy

@@ -77,7 +77,7 @@ class DictLiteral(NamedTuple):
         scope.budget.room_for_items(2 * len(self.pairs))
         values = OwnDict()
         for key, value in self.pairs:
-            values[key.evaluate(scope)] = value.evaluate(scope)
+            values[scope.budget.key(key.evaluate(scope))] = value.evaluate(scope)
         return values
 
 

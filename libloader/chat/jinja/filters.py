@@ -15,7 +15,7 @@ from typing import Any, Callable
 from libloader.chat.jinja.checks import TESTS
 from libloader.chat.jinja.limits import MAX_WIDTH, Budget
 from libloader.chat.jinja.methods import attribute as attribute_of
-from libloader.chat.jinja.methods import item, join, replace
+from libloader.chat.jinja.methods import item, join, replace, splitlines
 from libloader.chat.jinja.operators import add
 from libloader.chat.jinja.printf import printf
 from libloader.chat.jinja.values import (
@@ -35,26 +35,47 @@ from libloader.errors import TemplateError
 
 Function = Callable[..., Value]
 MAX_NUMERAL = 1200  # characters that int() reads: its time grows with their square
+MAX_SLOW_TEXT = 200_000  # characters
 
 # --- text --------------------------------------------------------------------------------------
 
 
 def _on_text(function: Callable[[str], str]) -> Function:
+    """Return a filter from a function whose time is a few nanoseconds per character."""
+
     def call(budget: Budget, value: Value) -> str:
-        return budget.text(function(text_of(budget, value)))
+        text = text_of(budget, value)
+        budget.spend(len(text) >> 5)
+        return budget.text(function(text))
+
+    return call
+
+
+def _slowly(function: Callable[[str], Value]) -> Function:
+    """Return a filter from a function that handles words or characters one by one."""
+
+    def call(budget: Budget, value: Value) -> Value:
+        text = text_of(budget, value)
+        if len(text) > MAX_SLOW_TEXT:
+            raise TemplateError("the text is too long for this filter")
+        budget.spend(len(text))
+        result = function(text)
+        return budget.text(result) if isinstance(result, str) else result
 
     return call
 
 
 def _trim(budget: Budget, value: Value, chars: str | None = None) -> str:
-    return budget.text(text_of(budget, value).strip(chars))
+    text = text_of(budget, value)
+    budget.spend(len(text) >> 7)
+    return budget.text(text.strip(chars))
 
 
-_WORDS = re.compile(r"([-\s({\[<]+)")
+_WORD = re.compile(r"[^-\s({\[<]+")
 
 
 def _title(text: str) -> str:
-    return "".join(word[0].upper() + word[1:].lower() for word in _WORDS.split(text) if word)
+    return _WORD.sub(lambda word: word.group()[0].upper() + word.group()[1:].lower(), text)
 
 
 def _replace(budget: Budget, value: Value, old: Value, new: Value, count: Value = None) -> str:
@@ -67,16 +88,11 @@ def _indent(
 ) -> str:
     margin = width if isinstance(width, str) else " " * _width(width)
     _width(len(margin))
-    lines = text_of(budget, value).splitlines() or [""]
-    if value and str(value)[-1:] in _LINE_ENDS:
-        lines.append("")  # a last line feed begins one more, empty, line
-    budget.room_for_items(len(lines))
+    # jinja2 adds a line end first, so a last empty line counts.
+    lines = splitlines(budget, text_of(budget, value) + "\n")
     budget.room(sum(map(len, lines)) + len(lines) * (len(margin) + 1))
     rest = [margin + line if line or blank else line for line in lines[1:]]
     return budget.text("\n".join([margin + lines[0] if first else lines[0], *rest]))
-
-
-_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 def _width(width: Value) -> int:
@@ -110,21 +126,20 @@ _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"'
 def _escape(budget: Budget, value: Value) -> str:
     text = text_of(budget, value)
     budget.room(5 * len(text))
+    budget.spend(len(text) >> 2)
     return budget.text(text.translate(_HTML))
 
 
-def _urlencode(budget: Budget, value: Value) -> str:
-    text = text_of(budget, value)
-    budget.room(12 * len(text))
-    return budget.text(urllib.parse.quote(text, safe="/"))
+def _urlencode(text: str) -> str:
+    return urllib.parse.quote(text, safe="/")
 
 
 def _format(budget: Budget, value: Value, *args: Value, **kwargs: Value) -> str:
     return printf(budget, text_of(budget, value), (kwargs,) if kwargs else args)
 
 
-def _wordcount(budget: Budget, value: Value) -> int:
-    return len(re.findall(r"\w+", text_of(budget, value)))
+def _wordcount(text: str) -> int:
+    return len(re.findall(r"\w+", text))
 
 
 def _string(budget: Budget, value: Value) -> str:
@@ -375,6 +390,7 @@ def _map(budget: Budget, value: Value, *args: Value, **kwargs: Value) -> Value:
         raise TemplateError("map needs a filter or attribute=")
     name, rest = args[0], args[1:]
     chosen = _named(FILTERS, name, "filter")
+    budget.spend(4 * len(values))
     return Selected([chosen(budget, each, *rest, **kwargs) for each in values])
 
 
@@ -394,6 +410,7 @@ def _select(by_attribute: bool, keep: bool) -> Function:
         look_up = _path(budget, args[0]) if by_attribute else None
         test, rest = _condition(args[1:] if by_attribute else args)
         chosen = Selected()
+        budget.spend(4 * len(values))
         for each in values:
             if bool(test(budget, look_up(each) if look_up else each, *rest, **kwargs)) is keep:
                 chosen.append(each)
@@ -461,12 +478,12 @@ FILTERS: dict[str, Function] = {
     "sort": _sort,
     "string": _string,
     "sum": _sum,
-    "title": _on_text(_title),
+    "title": _slowly(_title),
     "tojson": json_of,
     "trim": _trim,
     "truncate": _truncate,
     "unique": _unique,
     "upper": _on_text(str.upper),
-    "urlencode": _urlencode,
-    "wordcount": _wordcount,
+    "urlencode": _slowly(_urlencode),
+    "wordcount": _slowly(_wordcount),
 }

@@ -13,10 +13,9 @@ from libloader.chat.jinja.values import (
     Function,
     Namespace,
     Object,
-    OwnDict,
     Undefined,
     Value,
-    iterable,
+    new_dict,
     text_of,
 )
 from libloader.errors import TemplateError, TemplateRaised
@@ -34,13 +33,8 @@ def _range(budget: Budget, *bounds: Value) -> range:
     return result
 
 
-def _dict(budget: Budget, *pairs: Value, **named: Value) -> OwnDict:
-    budget.room_for_items(2 * (len(named) + sum(len(iterable(each)) for each in pairs)))
-    return OwnDict(*pairs, **named)
-
-
 def _namespace(budget: Budget, *pairs: Value, **named: Value) -> Namespace:
-    return Namespace(_dict(budget, *pairs, **named))
+    return Namespace(new_dict(budget, *pairs, **named))
 
 
 class Cycler(Object):
@@ -99,7 +93,7 @@ def _joiner(budget: Budget, sep: Value = ", ") -> Joiner:
 
 _FUNCTIONS: Mapping[str, Callable[..., Value]] = {
     "cycler": _cycler,
-    "dict": _dict,
+    "dict": new_dict,
     "joiner": _joiner,
     "namespace": _namespace,
     "raise_exception": _raise_exception,

@@ -39,7 +39,6 @@ _TOKEN = re.compile(
     |(?P<float>(?<!\.)\d+(?:_\d+)*(?:(?:\.\d+(?:_\d+)*)?[eE][-+]?\d+(?:_\d+)*|\.\d+(?:_\d+)*))
     |(?P<integer>0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0[xX](?:_?[0-9a-fA-F])+|\d+(?:_\d+)*)
     |(?P<name>[^\W\d]\w*)
-    |(?P<string>'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")
     |(?P<operator>//|\*\*|==|!=|<=|>=|[-+*/%~<>=.,:|()\[\]{}])""",
     re.VERBOSE | re.DOTALL,
 )
@@ -51,6 +50,7 @@ _ESCAPED = {
     "n": "\n", "r": "\r", "t": "\t", "v": "\v",
 }  # fmt: skip
 _CLOSING = {")": "(", "]": "[", "}": "{"}
+MAX_LITERAL = 250_000  # characters of a string in the source
 MAX_DIGITS = 1200  # of a number in the source: within limits.MAX_INT_BITS
 
 
@@ -159,21 +159,36 @@ class _Lexer:
         raise TemplateError("this tag is never closed", line=first_line)
 
     def _token(self, brackets: list[str]) -> None:
+        if self.source[self.position] in "'\"":
+            self._string()
+            return
         match = _TOKEN.match(self.source, self.position)
         if match is None:
-            character = self.source[self.position]
-            what = (
-                "this string is never closed"
-                if character in "'\""
-                else (f"unexpected character {character!r}")
+            raise TemplateError(
+                f"unexpected character {self.source[self.position]!r}", line=self.line
             )
-            raise TemplateError(what, line=self.line)
         kind, text = str(match.lastgroup), match.group()
         if kind == "operator":
             self._balance(text, brackets)
-        if kind != "space":
-            self._add(kind, self._value(kind, text))
+        if kind in ("integer", "float"):
+            self._add(kind, self._number(kind, text))
+        elif kind != "space":
+            self._add(kind, text)
         self._move(match)
+
+    def _string(self) -> None:
+        quote, start = self.source[self.position], self.position + 1
+        end = self.source.find(quote, start)
+        while end >= 0 and _is_escaped(self.source, start, end):
+            end = self.source.find(quote, end + 1)
+        if end < 0:
+            raise TemplateError("this string is never closed", line=self.line)
+        text = self.source[start:end]
+        if len(text) > MAX_LITERAL:
+            raise TemplateError("this string is too long", line=self.line)
+        self._add("string", _ESCAPE.sub(self._unescape, text) if "\\" in text else text)
+        self.line += text.count("\n")
+        self.position = end + 1
 
     def _balance(self, operator: str, brackets: list[str]) -> None:
         if operator in "([{":
@@ -181,11 +196,7 @@ class _Lexer:
         elif operator in _CLOSING and (not brackets or brackets.pop() != _CLOSING[operator]):
             raise TemplateError(f"unexpected '{operator}'", line=self.line)
 
-    def _value(self, kind: str, text: str) -> Any:
-        if kind == "string":
-            return _ESCAPE.sub(self._unescape, text[1:-1]) if "\\" in text else text[1:-1]
-        if kind in ("name", "operator"):
-            return text
+    def _number(self, kind: str, text: str) -> float:
         if len(text) > MAX_DIGITS:
             raise TemplateError("this number is too long", line=self.line)
         digits = text.replace("_", "")
@@ -204,3 +215,11 @@ class _Lexer:
         if code > 0x10FFFF:
             raise TemplateError("bad \\U escape in a string", line=self.line)
         return chr(code)
+
+
+def _is_escaped(source: str, start: int, position: int) -> bool:
+    """Return whether an odd number of backslashes stands before `position`."""
+    first = position
+    while first > start and source[first - 1] == "\\":
+        first -= 1
+    return (position - first) % 2 == 1

@@ -4,7 +4,7 @@ Chat templates come out of downloaded files, so they are treated as hostile. Law
 - A size is checked before the thing is built (`room`), its memory is counted when it is (`text`,
   `items`).
 - Steps are charged where time can grow: per body run, per loop turn, per call, per item that a
-  filter handles, per 256 characters copied or compared. No clock is read, so a template either
+  filter handles, per 64 characters made. No clock is read, so a template either
   always renders or never does.
 - Depth is counted in Python frames that the evaluator needs, so its stack never runs out.
 
@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from libloader.errors import TemplateError
 
-MAX_SOURCE = 4 << 20  # characters of a template
-MAX_TOKENS = 150_000
+MAX_SOURCE = 2 << 20  # characters of a template
+MAX_TOKENS = 60_000
 MAX_NESTING = 100  # of brackets, operators and blocks, while parsing
 MAX_NAMES = 2_000  # different names that a template assigns to
 
-MAX_STEPS = 5_000_000
+MAX_STEPS = 4_000_000
 MAX_FRAMES = 700  # Python's own limit is 1,000 and the server stands on some of them
 MAX_OUTPUT = 8 << 20  # characters written, macros and block sets included
 MAX_STRING = 4 << 20  # characters
@@ -94,7 +94,7 @@ class Budget:
         """Count a string just made, and return it."""
         if len(value) > SMALL:
             self.room(len(value))
-            self.spend(len(value) >> 8)
+            self.spend(len(value) >> 6)
             self.hold(sys.getsizeof(value))
         return value
 
@@ -117,6 +117,12 @@ class Budget:
         elif isinstance(left, CONTAINERS) and isinstance(right, CONTAINERS):
             self.walk(left)
             self.walk(right)
+
+    def key(self, value: Any) -> Any:
+        """Charge for hashing `value`, which visits all of a tuple, and return it."""
+        if isinstance(value, tuple):
+            self.walk(value)
+        return value
 
     def search(self, text: str, part: str) -> None:
         """Charge for looking for `part` in `text`; older Pythons may need the product of both."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from libloader.chat.jinja.limits import MAX_WIDTH, Budget
-from libloader.chat.jinja.operators import contains, has_key
+from libloader.chat.jinja.operators import contains
 from libloader.chat.jinja.printf import str_format
 from libloader.chat.jinja.values import (
     Method,
@@ -20,6 +20,7 @@ from libloader.chat.jinja.values import (
     Selected,
     Undefined,
     Value,
+    new_dict,
     new_list,
     shorten,
     text_of,
@@ -49,7 +50,7 @@ def attribute(value: Value, name: str) -> Value:
 def item(budget: Budget, value: Value, index: Value) -> Value:
     """Return `value[index]`: what is there, else the method of that name."""
     if isinstance(value, dict):
-        if has_key(budget, value, index):
+        if budget.key(index) in value:
             return value[index]
     elif isinstance(value, (str, list, tuple, range)):
         if isinstance(index, int) and -len(value) <= index < len(value):
@@ -144,10 +145,13 @@ def _partition(function: Function) -> Function:
     return call
 
 
-def _splitlines(budget: Budget, text: str, keepends: bool = False) -> Value:
-    budget.room_for_items(len(text.splitlines()))
+def splitlines(budget: Budget, text: str, keepends: bool = False) -> Value:
+    budget.room_for_items(1 + sum(map(text.count, LINE_ENDS)))
     budget.text(text)
     return OwnList(text.splitlines(keepends))
+
+
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 def replace(budget: Budget, text: str, old: str, new: str, count: int = -1) -> str:
@@ -199,7 +203,7 @@ STR_METHODS: Mapping[str, Function] = {
     "rsplit": _splitting(str.rsplit),
     "rstrip": _plain(str.rstrip),
     "split": _splitting(str.split),
-    "splitlines": _splitlines,
+    "splitlines": splitlines,
     "startswith": _affix(str.startswith),
     "strip": _plain(str.strip),
     "swapcase": _plain(str.swapcase),
@@ -233,7 +237,8 @@ def _append(budget: Budget, values: Value, value: Value) -> None:
 
 
 def _insert(budget: Budget, values: Value, index: int, value: Value) -> None:
-    budget.room_for_items(1 + (len(values) >> 8))
+    budget.room_for_items(1)
+    budget.spend(len(values) >> 6)
     _own(values).insert(index, value)
 
 
@@ -244,7 +249,7 @@ def _extend(budget: Budget, values: Value, more: Value) -> None:
 
 def _pop(budget: Budget, values: Value, *index: Value) -> Value:
     budget.spend(1 + (len(values) >> 8))
-    return _own(values).pop(*index)
+    return _own(values).pop(*map(budget.key, index))
 
 
 def _reverse(budget: Budget, values: Value) -> None:
@@ -266,17 +271,17 @@ def _copy_dict(budget: Budget, values: Value) -> Value:
 
 
 def _get(budget: Budget, values: Value, key: Value, default: Value = None) -> Value:
-    return values[key] if has_key(budget, values, key) else default
+    return values[key] if budget.key(key) in values else default
 
 
 def _update(budget: Budget, values: Value, *more: Value, **named: Value) -> None:
-    budget.room_for_items(2 * (len(values) + sum(map(len, more)) + len(named)))
-    _own(values).update(*more, **named)
+    budget.room_for_items(2 * len(values))
+    _own(values).update(new_dict(budget, *more, **named))
 
 
 def _setdefault(budget: Budget, values: Value, key: Value, default: Value = None) -> Value:
     budget.room_for_items(2)
-    return values[key] if has_key(budget, values, key) else _own(values).setdefault(key, default)
+    return values[key] if budget.key(key) in values else _own(values).setdefault(key, default)
 
 
 LIST_METHODS: Mapping[str, Function] = {

@@ -106,19 +106,13 @@ def contains(budget: Budget, part: Value, whole: Value) -> bool:
             budget.search(whole, part)
         return part in whole
     if isinstance(whole, dict):
-        return has_key(budget, whole, part)
+        return budget.key(part) in whole
     if isinstance(part, str):
         budget.spend(len(whole) * (1 + (len(part) >> 8)))
     else:
         budget.walk(part)
         budget.walk(whole)
     return part in whole
-
-
-def has_key(budget: Budget, mapping: Value, key: Value) -> bool:
-    if isinstance(key, tuple):
-        budget.walk(key)  # its hash visits all of it
-    return key in mapping
 
 
 def _ordering(function: Callable[[Value, Value], bool]) -> Operator:

@@ -39,6 +39,7 @@ CONSTANTS: Mapping[str, Any] = {
 AFTER_TEST = frozenset(("or", "and", "else", "if", "not", "in", "is"))
 NO_ARGUMENTS = ex.Arguments()
 NOTHING = ex.Constant("")
+COST_OF_CALL = 15  # a macro call takes as long as so many nodes
 EXTRAS = ("varargs", "kwargs", "caller")
 REFUSED = frozenset(("include", "import", "from", "extends", "block", "autoescape", "trans"))
 
@@ -193,8 +194,9 @@ class _Parser:
         otherwise = self._block("endfor") if tag == "else" else None
         if tag != "else":
             self._end_tag()
+        test_cost = cost((test,)) if test else 0
         again = frames(test or (), body)
-        return st.For(target, values, test, body, otherwise, recursive, again, line)
+        return st.For(target, values, test, body, otherwise, recursive, test_cost, again, line)
 
     def _signal(self, line: int) -> st.Statement:
         signal = str(self.tokens[self.position - 1].value)
@@ -252,7 +254,8 @@ class _Parser:
         body = self._block(end)
         extras = tuple(extra for extra in EXTRAS if extra in self.used)
         self.used, self.n_loops = used, n_loops
-        return st.Macro(name, parameters, body, extras, frames(parameters, body), line)
+        call_cost = COST_OF_CALL + cost(parameters)
+        return st.Macro(name, parameters, body, extras, call_cost, frames(parameters, body), line)
 
     def _parameters(self) -> tuple[tuple[str, ex.Expression | None], ...]:
         self._expect("(")

@@ -29,7 +29,7 @@ class Scope(dict[str, Value]):
     def inner(self) -> Scope:
         child = Scope(self)
         child.budget = self.budget
-        self.budget.spend(1 + (len(self) >> 4))
+        self.budget.spend(8 + (len(self) >> 4))
         return child
 
 

@@ -281,6 +281,7 @@ class For(NamedTuple):
     body: Body
     otherwise: Body | None
     recursive: bool
+    test_cost: int  # nodes of `test`
     frames: int  # that one more level of a recursive loop takes
     line: int
 
@@ -312,6 +313,7 @@ class For(NamedTuple):
             return values  # type: ignore[no-any-return]
         inner, chosen = scope.inner(), []
         scope.budget.room_for_items(len(values))
+        scope.budget.spend(len(values) * self.test_cost)
         for value in values:
             self.target.assign(inner, value)
             if self.test.evaluate(inner):
@@ -340,6 +342,7 @@ class Macro(NamedTuple):
     parameters: tuple[tuple[str, Expression | None], ...]
     body: Body
     extras: tuple[str, ...]  # which of varargs, kwargs and caller its body uses
+    cost: int  # of a call without its body: nodes of the defaults, and the call itself
     frames: int  # that one call takes
     line: int
 
@@ -391,6 +394,7 @@ class Callee(Object):
     def call(self, budget: Budget, args: list[Value], kwargs: dict[str, Value]) -> Value:
         macro = self.macro
         budget.enter(macro.frames)
+        budget.spend(macro.cost)
         sink = Sink(budget)
         run_inner(macro.body, self._bind(args, dict(kwargs)), sink)
         budget.frames -= macro.frames

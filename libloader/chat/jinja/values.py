@@ -209,6 +209,15 @@ def new_list(budget: Budget, values: Any) -> OwnList:
     return OwnList(values)
 
 
+def new_dict(budget: Budget, *pairs: Value, **named: Value) -> OwnDict:
+    """Return Python's `dict(*pairs, **named)`."""
+    budget.room_for_items(2 * (len(named) + sum(len(iterable(each)) for each in pairs)))
+    for each in pairs:
+        if not isinstance(each, dict):
+            budget.walk(each)  # hashing a key visits all of it
+    return OwnDict(*pairs, **named)
+
+
 def iterable(value: Value) -> Value:
     """Return `value` if a template may iterate over it; it then has a length."""
     if isinstance(value, (str, range, Undefined, *CONTAINERS)):
