@@ -131,7 +131,7 @@ def _split_arguments(arguments: str) -> list[str]:
 
 
 def _argument(text: str) -> str:
-    match = re.match(r"\s*(.*?)(\w+)\s*(\[\s*\])?\s*\Z", text, re.S)
+    match = re.match(r"\s*(.*?)(\w+)\s*(\[[^\]]*\])?\s*\Z", text, re.S)
     assert match, text
     return type_word(match.group(1) + ("*" if match.group(3) else ""), True, strings=True)
 

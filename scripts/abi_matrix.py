@@ -299,4 +299,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except errors.IgllamaError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: " + "; ".join(str(error).split("\n")))

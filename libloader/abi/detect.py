@@ -44,7 +44,7 @@ GGML_HINTS = (
     ("ggml_version", "b5810"),
 )
 
-_FORMATS = {
+FORMATS = {
     "bool": "<B",
     "i32": "<i",
     "u32": "<I",
@@ -84,6 +84,8 @@ def bracket(has: Callable[[str], bool]) -> Bracket:
 
 
 def _narrowed(span: Bracket, has: Callable[[str], bool]) -> Bracket:
+    if not has("ggml_init"):
+        return span  # ggml's names are hidden here, so their absence says nothing
     low, high = span
     for name, first in GGML_HINTS:
         edge = builds.order(first)
@@ -161,7 +163,7 @@ def _probe_by_pointer(call: Any) -> Probe:
 def values_of(rows: Sequence[structs.Row], data: bytes) -> Iterator[tuple[str, float]]:
     """Yield (field, value) as a layout reads the bytes; pointers as addresses."""
     for (name, c_type, _), (offset, _size) in zip(rows, structs.offsets(rows)):
-        yield name, struct.unpack_from(_FORMATS[c_type], data, offset)[0]
+        yield name, struct.unpack_from(FORMATS[c_type], data, offset)[0]
 
 
 class Difference(NamedTuple):

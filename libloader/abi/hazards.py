@@ -27,7 +27,7 @@ HAZARDS: tuple[Hazard, ...] = (
            "two contexts that decode at once give wrong logits (a static counter in a CPU matmul)"),
     Hazard("mean_pooling", "b3990", "b4000",
            "a context with mean pooling aborts on llama models; use none, cls or last"),
-    Hazard("abort_hangs", "b3600", "b4600",
+    Hazard("abort_hangs", "b3600", "b4599",
            "an abort callback is ignored with one thread and hangs forever with two"),
     Hazard("grammar_silent", "b3600", "b5590",
            "a grammar that does not parse gives a sampler that constrains nothing"),

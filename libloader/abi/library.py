@@ -280,10 +280,10 @@ def _checked(
 ) -> Library:
     _set_log(opened, native_log.callback)
     library = Library(opened, native_log)
-    if library.has("fatal_text"):
-        _set_fatal(library, native_log, on_fatal)
     library.llama_backend_init()
     library.load_backends()
+    if library.has("fatal_text"):
+        _set_fatal(library, native_log, on_fatal)
     # At exit the interpreter takes the callback away; C must have forgotten it by then.
     atexit.register(_set_log, opened, None)
     return library

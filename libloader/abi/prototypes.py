@@ -338,7 +338,7 @@ CAPABILITIES: tuple[Capability, ...] = (
                "backends in separate files"),
     Capability("fatal_text", "b5798", ("ggml_set_abort_callback",),
                "the text of a fatal error before the process dies"),
-    Capability("ggml_version", "b5810", ("ggml_version",), "ggml's version"),
+    Capability("ggml_release", "b5810", ("ggml_version",), "ggml's version"),
 )
 # fmt: on
 
