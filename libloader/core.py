@@ -202,6 +202,7 @@ class EngineSettings:
     cache_ram_mib: int = 64  # prefixes that left the KV cache; 0 = none are kept
     cache_dir: str = ""  # where prefixes outlive a restart; "" = nothing is written
     cache_disk_mib: int = 1024  # in cache_dir at most
+    lookup: bool = False  # guess tokens from the sequence's own past
     log_level: str = "warning"
 
 

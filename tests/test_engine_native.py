@@ -103,10 +103,10 @@ class Run:
         return event
 
 
-def alone(open_engine, texts=TEXTS, **settings):
-    run = open_engine(**settings)
+def alone(open_engine, texts=TEXTS, **fields):
+    run = open_engine()
     for text in texts:
-        run.submit(text, text, cache_prompt=False)
+        run.submit(text, text, cache_prompt=False, **fields)
         run.finish()
     return {text: run.tokens(text) for text in texts}
 
@@ -175,6 +175,16 @@ def test_a_replay_continues_greedy_text_identically(open_engine):
     run.submit("rest", "Count to ten: one", resume=(tuple(whole[:5]),))
     run.finish()
     assert run.tokens("rest") == whole[5:]
+
+
+def test_guessing_changes_no_greedy_token(open_engine):
+    expected = alone(open_engine, max_tokens=80)
+    run = open_engine(lookup=True)
+    for text in TEXTS:
+        run.submit(text, text, max_tokens=80)
+    run.finish()
+    assert {text: run.tokens(text) for text in TEXTS} == expected
+    assert sum(run.end(text).timings.get("draft_n_accepted", 0) for text in TEXTS) > 0
 
 
 def test_the_same_seed_gives_the_same_tokens(open_engine):

@@ -46,6 +46,7 @@ class Load:
             n_parallel=n_seq_max,
             n_ctx=n_ctx,
             n_queue=1000,
+            lookup=chance.random() < 0.5,
             open_chain=SometimesNan,
             store=PrefixStore(chance.choice([0, 3000, 1 << 20])),
         )

@@ -47,12 +47,20 @@ def sampling():
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 7, 16])
 def test_outcomes_come_in_the_order_of_the_rows(sampling, n_threads, n_rows):
     outcomes = sampling(WORTH_THREADS, n_threads).sample(due(n_rows))
-    assert outcomes == [row + 100 for row in range(n_rows)]
+    assert outcomes == [[row + 100] for row in range(n_rows)]
 
 
 def test_a_row_that_fails_is_an_outcome_of_its_own(sampling):
     outcomes = sampling(WORTH_THREADS, 2).sample(due(4, fails={2}))
-    assert [type(outcome) for outcome in outcomes] == [int, int, NanLogits, int]
+    assert [type(outcome) for outcome in outcomes] == [list, list, NanLogits, list]
+
+
+@pytest.mark.parametrize(
+    ("draft", "tokens"),
+    [((), [100]), ((100, 101), [100, 101, 102]), ((100, 7), [100, 101]), ((7, 101), [100])],
+)
+def test_guessed_rows_are_sampled_until_a_guess_is_wrong(sampling, draft, tokens):
+    assert sampling(10, 1).sample([Due("a", Chain(), 0, draft)]) == [tokens]
 
 
 def test_a_small_vocabulary_is_sampled_in_one_thread_with_one_request_in_hand(sampling):

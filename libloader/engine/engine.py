@@ -49,6 +49,7 @@ from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.sampling import Due, Sampling
 from libloader.engine.scheduler import Plan, Scheduler
 from libloader.engine.sequence import LENGTH, LiveRequest, Sequence
+from libloader.engine.speculate import Lookup
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
     DecodeFailed,
@@ -97,6 +98,7 @@ class Engine:
         self._open_chain = open_chain
         self._clock = clock
         self._breadcrumb = breadcrumb
+        self._uses_lookup = settings.lookup
         self._n_queue = settings.n_queue or DEFAULT_QUEUE
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
         self.n_ctx_slot = n_ctx_slot(context, settings)
@@ -212,6 +214,7 @@ class Engine:
         live = self._enter(request, prompts, len(prompts) * request.n)
         for index in range(live.n_open):
             sequence = Sequence(live, index, prompts[index // request.n], self.n_ctx_slot)
+            sequence.lookup = Lookup(sequence.tokens) if self._uses_lookup else None
             sequence.number = self._n_arrived = self._n_arrived + 1
             live.sequences.append(sequence)
             self._replay(sequence)
@@ -370,7 +373,7 @@ class Engine:
         """Decode `plan` and sample who is due; recover if it is refused."""
         ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
         self._breadcrumb("make_room", ids, self._n_steps)
-        self._scheduler.cache.make_room(sum(n for _, n in plan))
+        self._scheduler.cache.make_room(sum(n + len(sequence.draft) for sequence, n in plan))
         rows = self._fill(plan)
         started_s = self._clock()
         # Prompts may take their time; a hung step of streams shall be noticed soon.
@@ -385,9 +388,8 @@ class Engine:
             return
         self._commit(plan)
         self._sample(rows)
-        n_streams = sum(1 for _, n in plan if n == 1)
         seconds = self._clock() - started_s  # libllama may compute until the first sample
-        self._scheduler.pace.note(n_streams, self._batch.n_tokens - n_streams, seconds)
+        self._scheduler.pace.note([n for _, n in plan], seconds)
 
     def _fill(self, plan: Plan) -> Rows:
         """Put the plan into the batch; return whose logits come out where."""
@@ -402,6 +404,8 @@ class Engine:
                 batch.add(tokens[position], position, seq_id, position == last)
             if start + n > last:
                 rows.append((sequence, batch.n_tokens - 1))
+                for position, token in enumerate(sequence.draft, last + 1):
+                    batch.add(token, position, seq_id, True)
         return rows
 
     def _commit(self, plan: Plan) -> None:
@@ -411,7 +415,7 @@ class Engine:
             slot = sequence.slot
             assert slot is not None
             start = len(slot.tokens)
-            slots.append(slot, sequence.tokens[start : start + n])
+            slots.append(slot, sequence.tokens[start : start + n] + sequence.draft)
             if start < sequence.n_prompt:
                 self._count_prompt(sequence, start, n)
         self.counters.n_batches += 1
@@ -431,28 +435,43 @@ class Engine:
         due: list[Due] = []
         for sequence, row in rows:
             assert sequence.chain is not None, "a seated sequence has a chain"
-            due.append(Due(sequence.live.request.id, sequence.chain, row))
+            due.append(Due(sequence.live.request.id, sequence.chain, row, sequence.draft))
         for (sequence, row), outcome in zip(rows, self._sampling.sample(due)):
             if sequence.chain is None:  # another choice of its request failed a moment ago
                 continue
             if isinstance(outcome, IgllamaError):
                 self._fail(sequence.live, outcome)
             else:
+                self._take_back(sequence, len(outcome) - 1)
                 self._deliver(sequence, outcome, row)
+
+    def _take_back(self, sequence: Sequence, n_right: int) -> None:
+        """Remove wrong guesses from the KV cache."""
+        slot, lookup, n_drafted = sequence.slot, sequence.lookup, len(sequence.draft)
+        if not n_drafted or slot is None or lookup is None:
+            return
+        sequence.draft = []
+        lookup.learn(n_drafted, n_right)
+        if n_right < n_drafted:
+            self._scheduler.slots.truncate(slot, len(sequence.tokens) + n_right)
 
     def _mark_sampling(self, request_ids: str) -> None:
         self._breadcrumb("sample", request_ids, self._n_steps)
 
-    def _deliver(self, sequence: Sequence, token: int, row: int) -> None:
+    def _deliver(self, sequence: Sequence, tokens: list[int], row: int) -> None:
+        """Make an event of each token; the first was sampled from `row`, the next from the next."""
         live = sequence.live
         if live.first_token_s == math.inf:
             live.first_token_s = self._clock()
         self._breadcrumb("detok", live.request.id, self._n_steps)
-        text = self._take(sequence, token)
-        chances = self._logprobs(row, token, live.request.top_logprobs)
-        self._events.append(TokenEvent(live.request.id, sequence.index, text, (token,), chances))
-        if sequence.reason:
-            self._end(sequence)
+        for each_row, token in enumerate(tokens, row):
+            text = self._take(sequence, token)
+            chances = self._logprobs(each_row, token, live.request.top_logprobs)
+            event = TokenEvent(live.request.id, sequence.index, text, (token,), chances)
+            self._events.append(event)
+            if sequence.reason:
+                self._end(sequence)
+                return
 
     def _take(self, sequence: Sequence, token: int) -> str:
         request = sequence.live.request
@@ -475,10 +494,12 @@ class Engine:
     def _recover(self, plan: Plan, code: int) -> None:
         """Bring memory and mirror together again, then try smaller."""
         self.counters.n_refused_batches += 1
+        had_guesses = any(sequence.draft for sequence, _ in plan)
         for sequence, _ in plan:
+            sequence.draft = []
             if sequence.slot is not None:
                 self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
-        if code == NO_ROOM and self._scheduler.cache.forget_idle():
+        if had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
             self._decode(plan)
         elif len(plan) > 1:
             half = len(plan) // 2

@@ -20,8 +20,10 @@ class Pace:
         self._stream_step_s = Average()
         self._prompt_row_s = Average()
 
-    def note(self, n_streams: int, n_prompt_rows: int, seconds: float) -> None:
-        """Learn from one batch: rows of running streams, rows of prompts, time for both."""
+    def note(self, chunks: list[int], seconds: float) -> None:
+        """Learn from one batch: tokens that each sequence had in it, 1 for a running stream."""
+        n_streams = chunks.count(1)
+        n_prompt_rows = sum(chunks) - n_streams
         if not n_prompt_rows:
             self._stream_step_s.add(seconds)
         elif n_prompt_rows >= MIN_CHUNK:

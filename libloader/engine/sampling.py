@@ -22,14 +22,19 @@ MAX_THREADS = 4
 
 
 class Due(NamedTuple):
-    """A row of the last batch whose next token is wanted."""
+    """A row of the last batch whose next token is wanted, and rows after it that were guessed.
+
+        row          last token   draft[0]   draft[1]  ...     what was decoded
+        its sample   draft[0]?    draft[1]?  any               until a guess turns out wrong
+    """
 
     request_id: str
     chain: ChainPort
     row: int
+    draft: Many[int] = ()
 
 
-Outcome = Union[int, IgllamaError]  # a token, or why there is none
+Outcome = Union[list[int], IgllamaError]  # tokens, one more than guesses were right; or why none
 
 
 class Sampling:
@@ -54,7 +59,7 @@ class Sampling:
         # must be over before other threads look.
         first = self._sample_one(due[0])
         groups = [due[start::n_groups] for start in range(1, 1 + n_groups)]
-        rest: list[Outcome] = [0] * len(due)
+        rest: list[Outcome] = [[]] * len(due)
         for start, outcomes in enumerate(self._in_threads(groups), 1):
             rest[start::n_groups] = outcomes
         return [first, *rest[1:]]
@@ -78,7 +83,12 @@ class Sampling:
         return self._sample_one(item)
 
     def _sample_one(self, item: Due) -> Outcome:
+        tokens: list[int] = []
         try:
-            return item.chain.sample(self._context, item.row)
+            for row, guess in enumerate((*item.draft, None), item.row):
+                tokens.append(item.chain.sample(self._context, row))
+                if tokens[-1] != guess:
+                    break
         except IgllamaError as error:
             return error
+        return tokens

@@ -70,7 +70,8 @@ class Scheduler:
                 decoding.append((sequence, 1))
             else:
                 prefilling.append(sequence)
-        plan = decoding + self._chunks(prefilling, len(decoding))
+        n_rows = len(decoding) + self._guess([sequence for sequence, _ in decoding])
+        plan = decoding + self._chunks(prefilling, n_rows)
         plan.sort(key=_by_seq_id)
         return plan
 
@@ -133,6 +134,14 @@ class Scheduler:
         slot.sequence, sequence.slot = sequence, slot
         self.running.append(sequence)
         self.cache.begin(sequence, slot, known)
+
+    def _guess(self, decoding: list[Sequence]) -> int:
+        """Let who can guess do so, within one n_ubatch; return the number of guessed rows."""
+        guessing = [sequence for sequence in decoding if sequence.lookup is not None]
+        if not guessing or not self.slots.can_cut:
+            return 0
+        share = (self._context.n_ubatch - len(decoding)) // len(guessing)
+        return sum(sequence.guess(share) for sequence in guessing)
 
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
         left = self.pace.chunk(n_decoding, self._context.n_ubatch)

@@ -17,6 +17,7 @@ from libloader.engine.detokenizer import Detokenizer
 from libloader.engine.ports import ChainPort
 from libloader.engine.prefix_store import Loading
 from libloader.engine.slot import Slot
+from libloader.engine.speculate import Lookup
 
 STOP, LENGTH = "stop", "length"
 
@@ -27,6 +28,7 @@ class Sequence:
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
         "reason", "leader", "loading", "n_shared", "number", "is_counted",
+        "lookup", "draft",
     )  # fmt: skip
 
     def __init__(self, live: LiveRequest, index: int, prompt: list[int], n_ctx: int) -> None:
@@ -45,6 +47,8 @@ class Sequence:
         self.loading: Loading | None = None  # the saved state that this one waits for
         self.n_shared = 0  # tokens to be had from `leader`
         self.number = 0  # order of arrival, over all requests
+        self.lookup: Lookup | None = None  # guesses the next tokens, if that is wanted
+        self.draft: list[int] = []  # what is guessed to follow `tokens`, in the batch of this step
         self.is_counted = False  # what it found in the KV cache is in the request's n_cached
 
     @property
@@ -61,12 +65,20 @@ class Sequence:
     def n_completion(self) -> int:
         return len(self.tokens) - self.n_prompt
 
+    def guess(self, n_max: int) -> int:
+        """Set `draft` for the next step, within the limit of the sequence; return its length."""
+        if self.lookup is not None:
+            self.draft = self.lookup.guess(min(n_max, self.n_limit - len(self.tokens) - 1))
+        return len(self.draft)
+
     def take(self, token: int, piece: bytes, ends: bool) -> str:
         """Append a sampled token; return the text that it makes certain. Hot.
 
         `ends` says that this token ends the generation; its piece is not part of the text.
         """
         self.tokens.append(token)
+        if self.lookup is not None:
+            self.lookup.push(token)
         if ends:
             self.reason = STOP
             return self.detokenizer.flush()

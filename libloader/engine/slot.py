@@ -46,6 +46,7 @@ class Slots:
         self._context = context
         self.unified = context.kv_unified
         self.all = [Slot(seq_id) for seq_id in range(context.n_seq_max)]
+        self.can_cut = True  # until libllama refuses: recurrent and hybrid models cannot
         self._origins = 0
 
     def idle(self) -> list[Slot]:
@@ -86,8 +87,12 @@ class Slots:
             self._empty(slot)
             return n == 0
         if not self._context.seq_rm(slot.seq_id, n, WHOLE) or self._lost(slot, n):
+            self.can_cut = False
             self._empty(slot)
             return False
+        if n >= slot.closed_end():  # nobody shares the open tail
+            del slot.tokens[n:]
+            return True
         self._close(slot)
         del slot.tokens[n:]
         while slot.spans and (slot.spans[-2][1] if len(slot.spans) > 1 else 0) >= n:

@@ -34,7 +34,16 @@ def timings_of(live: LiveRequest, now_s: float) -> dict[str, float]:
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": _ratio(predicted_ms, live.n_completion),
         "predicted_per_second": _ratio(live.n_completion * 1e3, predicted_ms),
+        **_drafts(live),
     }
+
+
+def _drafts(live: LiveRequest) -> dict[str, float]:
+    """Return how many tokens were guessed and how many of these were right, if any were."""
+    lookups = [sequence.lookup for sequence in live.sequences if sequence.lookup is not None]
+    n_drafted = sum(lookup.n_drafted for lookup in lookups)
+    n_accepted = sum(lookup.n_accepted for lookup in lookups)
+    return {"draft_n": n_drafted, "draft_n_accepted": n_accepted} if n_drafted else {}
 
 
 def _ratio(a: float, b: float) -> float:
