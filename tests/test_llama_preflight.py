@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gguf_files as files
 import pytest
 from gguf_files import F32, I32, STRING, U32
@@ -39,10 +41,10 @@ def test_a_file_of_only_a_vocabulary_is_refused(tmp_path):
         preflight.check(gguf.read(path))
 
 
-def test_a_file_without_a_vocabulary_is_refused_unless_it_says_that_it_has_none(check):
-    with pytest.raises(ModelFileInvalid, match="tokenizer.ggml.tokens is missing"):
-        check(ARCHITECTURE)
-    check(ARCHITECTURE, files.key("tokenizer.ggml.model", STRING, "no_vocab"))
+@pytest.mark.parametrize("keys", [[], [files.key("tokenizer.ggml.model", STRING, "none"), TOKENS]])
+def test_a_file_without_a_vocabulary_is_refused(check, keys):
+    with pytest.raises(ModelFileInvalid, match="no vocabulary"):
+        check(ARCHITECTURE, *keys)
 
 
 @pytest.mark.parametrize("name", ["bos", "eos", "padding", "fim_pre"])
@@ -72,7 +74,69 @@ def test_arrays_beside_the_tokens_must_be_as_long_and_of_their_type(check, key, 
         check(ARCHITECTURE, TOKENS, files.key(key, kind, items))
 
 
-@pytest.mark.parametrize("count", [0, 2**31])
-def test_counts_that_nobody_could_compute_with_are_refused(check, count):
-    with pytest.raises(ModelFileInvalid, match=f"llama.block_count is {count}"):
-        check(ARCHITECTURE, TOKENS, files.key("llama.block_count", U32, count))
+@pytest.mark.parametrize(
+    ("key", "kind", "value"),
+    [
+        ("block_count", U32, 0),
+        ("block_count", U32, 513),
+        ("attention.head_count", U32, 0),
+        ("attention.layer_norm_rms_epsilon", F32, -1.0),
+        ("attention.layer_norm_epsilon", F32, math.nan),
+        ("pooling_type", U32, 5),
+    ],
+)
+def test_numbers_that_nobody_could_compute_with_are_refused(check, key, kind, value):
+    with pytest.raises(ModelFileInvalid, match=f"llama.{key} is "):
+        check(ARCHITECTURE, TOKENS, files.key(f"llama.{key}", kind, value))
+
+
+@pytest.mark.parametrize(("n_experts", "n_used"), [(0, 1), (8, 0), (8, 9)])
+def test_experts_must_fit_their_use(check, n_experts, n_used):
+    counts = {"expert_count": n_experts, "expert_used_count": n_used}
+    keys = [files.key(f"llama.{name}", U32, count) for name, count in counts.items()]
+    with pytest.raises(ModelFileInvalid, match=f"uses {n_used} of {n_experts} experts"):
+        check(ARCHITECTURE, TOKENS, *keys)
+
+
+def test_a_head_cannot_rotate_more_than_it_has(check):
+    counts = {"embedding_length": 64, "attention.head_count": 2, "rope.dimension_count": 34}
+    keys = [files.key(f"llama.{name}", U32, count) for name, count in counts.items()]
+    with pytest.raises(ModelFileInvalid, match="rope.dimension_count is 34"):
+        check(ARCHITECTURE, TOKENS, *keys)
+    check(ARCHITECTURE, TOKENS, *keys, files.key("llama.attention.key_length", U32, 64))
+
+
+@pytest.mark.parametrize("tokens", [["a", "b", "a"], ["a", "b", "a\0c"]])
+def test_a_token_that_occurs_twice_is_refused(check, tokens):
+    with pytest.raises(ModelFileInvalid, match="'a' twice"):
+        check(ARCHITECTURE, files.key("tokenizer.ggml.tokens", STRING, tokens))
+
+
+def test_empty_tokens_may_occur_twice(check):
+    check(ARCHITECTURE, files.key("tokenizer.ggml.tokens", STRING, ["a", "", ""]))
+
+
+def test_a_sentencepiece_vocabulary_must_spell_every_byte(check):
+    kind = files.key("tokenizer.ggml.model", STRING, "llama")
+    tokens = ["a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    check(ARCHITECTURE, kind, files.key("tokenizer.ggml.tokens", STRING, tokens))
+    with pytest.raises(ModelFileInvalid, match="lacks <0xFF>"):
+        check(ARCHITECTURE, kind, files.key("tokenizer.ggml.tokens", STRING, tokens[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("output_norm.weight", (32,), 8),
+        ("blk.0.attn_norm.weight", (32,), 1),
+        ("blk.0.attn_q.bias", (32,), 30),
+        ("blk.0.attn_q.weight", (32, 1), 26),
+        ("token_embd.weight", (32, 1), 28),
+        ("rope_freqs.weight", (32,), 2),
+    ],
+)
+def test_tensors_in_types_that_ggml_cannot_compute_with_are_refused(tmp_path, name, shape, kind):
+    info = files.tensor_info(name, shape, kind)
+    raw = files.padded(files.header([ARCHITECTURE, TOKENS], [info])) + b"\0" * 512
+    with pytest.raises(ModelFileInvalid, match=f"tensor {name} is stored as"):
+        preflight.check(gguf.read(files.write(tmp_path / "model.gguf", raw)))
