@@ -14,8 +14,7 @@ from typing import Any, Callable
 
 from libloader.chat.jinja.checks import TESTS
 from libloader.chat.jinja.limits import MAX_WIDTH, Budget
-from libloader.chat.jinja.methods import attribute as attribute_of
-from libloader.chat.jinja.methods import item, join, replace, splitlines
+from libloader.chat.jinja.methods import item, join, method, replace, splitlines
 from libloader.chat.jinja.operators import add
 from libloader.chat.jinja.printf import printf
 from libloader.chat.jinja.values import (
@@ -435,7 +434,7 @@ def _default(
 
 
 def _attr(budget: Budget, value: Value, name: Value) -> Value:
-    return attribute_of(value, text_of(budget, name))
+    return method(value, text_of(budget, name))
 
 
 FILTERS: dict[str, Function] = {

@@ -13,8 +13,8 @@ from libloader.chat.jinja.values import (
     Function,
     Namespace,
     Object,
-    Undefined,
     Value,
+    missing,
     new_dict,
     text_of,
 )
@@ -50,7 +50,7 @@ class Cycler(Object):
         if name == "current":
             return self.items[self.position]
         known = {"next": self._next, "reset": self._reset}
-        return Function(name, known[name]) if name in known else Undefined(name)
+        return Function(name, known[name]) if name in known else missing(name)
 
     def parts(self) -> list[Value]:
         return self.items

@@ -6,7 +6,7 @@ Methods that change a list or dict work on those that the template made, never o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Callable
 
 from libloader.chat.jinja.limits import MAX_WIDTH, Budget
@@ -20,6 +20,7 @@ from libloader.chat.jinja.values import (
     Selected,
     Undefined,
     Value,
+    missing,
     new_dict,
     new_list,
     shorten,
@@ -32,25 +33,27 @@ Function = Callable[..., Value]
 
 def attribute(value: Value, name: str) -> Value:
     """Return `value.name`: a method of its type, else the value of the key `name`."""
-    kind = type(value)
-    if kind is dict:  # by far the most frequent
+    if isinstance(value, dict):
         if name in DICT_METHODS:
             return Method(value, name, DICT_METHODS[name])
-        return value[name] if name in value else _missing(name)
+        return value[name] if name in value else missing(name)
+    return method(value, name)
+
+
+def method(value: Value, name: str) -> Value:
+    """Return the method or field `name` of `value`, keys not considered."""
     if isinstance(value, Object):
         return value.attribute(name)
-    if kind is Undefined:
+    if isinstance(value, Undefined):
         raise value.fail()
-    method = METHODS.get(kind, {}).get(name)
-    if method:
-        return Method(value, name, method)
-    return value[name] if isinstance(value, dict) and name in value else _missing(name)
+    function = METHODS.get(type(value), {}).get(name)
+    return Method(value, name, function) if function else missing(name)
 
 
 def item(budget: Budget, value: Value, index: Value) -> Value:
     """Return `value[index]`: what is there, else the method of that name."""
     if isinstance(value, dict):
-        if budget.key(index) in value:
+        if isinstance(index, Hashable) and budget.key(index) in value:
             return value[index]
     elif isinstance(value, (str, list, tuple, range)):
         if isinstance(index, int) and -len(value) <= index < len(value):
@@ -60,12 +63,6 @@ def item(budget: Budget, value: Value, index: Value) -> Value:
     if isinstance(index, str):
         return attribute(value, index)
     return Undefined(f"item {shorten(text_of(budget, index))}")
-
-
-def _missing(name: str) -> Undefined:
-    if name.startswith("__") and name.endswith("__"):
-        raise TemplateError(f"'{shorten(name)}' is out of reach of templates")
-    return Undefined(f"'{name}'")
 
 
 # --- str ---------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class _Parser:
 
     def _body(self, *ends: str) -> tuple[st.Body, str]:
         """Read up to a tag named in `ends`; go past that name and return it."""
-        opened_at = self.token.line
+        opened_at = self.tokens[self.position - 1].line
         found: list[st.Statement] = []
         self.depth += 1
         while self.token.kind != "eof":
@@ -287,7 +287,7 @@ class _Parser:
         is_tuple = False
         while self._skip(","):
             is_tuple = True
-            if self.token.kind != "name" or self._at("in"):
+            if self._at("in") or self._at("=") or self._at(")"):
                 break
             found.append(self._one_target(fields))
         if parenthesised:

@@ -21,6 +21,7 @@ from libloader.chat.jinja.values import (
     Undefined,
     Value,
     iterable,
+    missing,
     new_list,
     shorten,
     text_of,
@@ -229,7 +230,7 @@ class Loop(Object):
 
     def attribute(self, name: str) -> Value:
         field = LOOP_FIELDS.get(name)
-        return field(self) if field else Undefined(f"loop.{name}")
+        return field(self) if field else missing(name)
 
     def parts(self) -> Sequence[Value]:
         return (self.items, self.changed)
@@ -389,7 +390,7 @@ class Callee(Object):
             return self.macro.name
         if name == "arguments":
             return tuple(parameter for parameter, _ in self.macro.parameters)
-        return Undefined(name)
+        return missing(name)
 
     def call(self, budget: Budget, args: list[Value], kwargs: dict[str, Value]) -> Value:
         macro = self.macro

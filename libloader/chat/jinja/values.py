@@ -80,7 +80,7 @@ class Object:
     __slots__ = ()
 
     def attribute(self, name: str) -> Value:
-        return Undefined(name)
+        return missing(name)
 
     def parts(self) -> Sequence[Value]:
         """The values that this object keeps alive."""
@@ -138,10 +138,17 @@ class Namespace(Object):
         return "<namespace>"
 
     def attribute(self, name: str) -> Value:
-        return self.names[name] if name in self.names else Undefined(name)
+        return self.names[name] if name in self.names else missing(name)
 
     def parts(self) -> Sequence[Value]:
         return (self.names,)
+
+
+def missing(name: str) -> Undefined:
+    """Return the value of a field that does not exist. Python's own fields are an error at once."""
+    if name.startswith("__") and name.endswith("__"):
+        raise TemplateError(f"'{shorten(name)}' is out of reach of templates")
+    return Undefined(f"'{name}'")
 
 
 def shorten(text: str) -> str:
