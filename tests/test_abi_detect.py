@@ -210,12 +210,18 @@ def test_on_arm64_only_these_fields_may_be_missing_unseen(struct, blind):
 @pytest.mark.native
 @pytest.mark.parametrize("struct", PARAMS)
 def test_the_real_library_refuses_every_table_that_lacks_a_field(native_library, struct):
-    probe = detect.probe_defaults(native_library._alive[0].handle, detect.DEFAULT_FUNCTIONS[struct])
+    opened = native_library._alive[0]
+    probe = detect.probe_defaults(opened.handle, detect.DEFAULT_FUNCTIONS[struct])
     rows = native_library.layouts[struct].rows
     assert detect.first_difference(rows, probe, exact=True) is None
-    missed = [
-        rows[i][0]
-        for i in range(len(rows))
-        if detect.first_difference(without(rows, i), probe, exact=True) is None
-    ]
-    assert probe.written is None or missed == []
+    short = {rows[i][0]: without(rows, i) for i in range(len(rows))}
+    missed = {
+        name
+        for name, table in short.items()
+        if detect.first_difference(table, probe, exact=True) is None
+    }
+    if probe.written is None:
+        pytest.skip("nobody can tell here which bytes were written")
+    # Up to b5590 the padding was zeroed too: there a last flag that is off looks like padding.
+    zeroed = builds.Bracket(0, builds.order("b5914")).meets(*native_library.bracket)
+    assert missed <= ({rows[-1][0], rows[-2][0]} if zeroed else set())

@@ -10,7 +10,8 @@
 What this cannot see:
 - two fields swapped that are equally wide and have the same default: 9 and 17 pairs of neighbours
   in the newest layouts (`Library.check_context` shows n_threads and n_threads_batch);
-- new flags that fill the padding of a struct to its last byte;
+- new flags that fill the padding of a struct to its last byte, and a last flag that is off in
+  builds that zero their padding (up to b5589);
 - on arm64, where step 3 is impossible, also a field left out or inserted where only zeroes follow.
 scripts/abi_check.py compares every field with llama.h and is for these.
 """
