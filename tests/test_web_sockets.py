@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -180,6 +181,33 @@ def test_sockets_of_systemd_are_taken_only_when_meant_for_this_process(monkeypat
         assert web.ask("GET", "/health").status == 200
 
 
+def test_a_socket_of_systemd_listens_on_for_the_next_server():
+    """Closing must not shut it down: systemd holds it, and hands it to the successor."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        for _ in range(2):
+            with web_server(addresses=(held.dup(),)) as web:
+                assert web.ask("GET", "/health").status == 200
+
+
+def test_without_the_ssl_module_plain_http_works_and_tls_is_a_start_error(tmp_path):
+    code = """
+import sys
+sys.modules["ssl"] = None
+from libloader.errors import StartError
+from libloader.web.server import Server
+from libloader.web.settings import WebSettings
+Server(["127.0.0.1:0"], {}).close()
+try:
+    Server(["127.0.0.1:0"], {}, WebSettings(ssl_cert_file="x.pem"))
+except StartError as error:
+    print(error)
+"""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert "without the ssl module" in done.stdout, done.stderr
+
+
 def tls(sock: socket.socket) -> socket.socket:
     context = ssl.create_default_context(cafile=str(CERT))
     return context.wrap_socket(sock, server_hostname="localhost")
@@ -192,7 +220,8 @@ def secure():
     def stream(exchange):
         exchange.on_gone(gone.set)
         answer = exchange.open_stream()
-        answer.offer(events.sse(b"x" * 100_000))
+        for number in range(int(exchange.query.get("n", "1"))):
+            answer.offer(events.sse(b"%d " % number + b"x" * 100_000))
         if exchange.query.get("end"):
             answer.finish(events.DONE)
         answer.wait()
@@ -213,6 +242,18 @@ def test_tls_serves_requests_bodies_and_streams(secure):
         assert response.complete and response.body.endswith(events.DONE)
         client.send(request_bytes("GET", "/health") * 5)
         assert [client.response().status for _ in range(5)] == [200] * 5
+
+
+def test_a_slow_tls_reader_gets_every_byte(secure):
+    """The backlog is handed to a TLS socket again and again until it is taken."""
+    with secure.connect(wrap=tls, receive_buffer=2048) as client:
+        client.send(request_bytes("GET", "/stream?n=9&end=1"))
+        wait_until(lambda: secure.figure("n_watched") == 1)
+        time.sleep(0.1)
+        response = client.response()
+    assert response.complete
+    numbers = [line.split()[1] for line in response.body.splitlines() if b" x" in line]
+    assert numbers == [b"%d" % number for number in range(9)]
 
 
 @pytest.mark.parametrize("polite", [True, False])

@@ -10,8 +10,8 @@ One request, top to bottom:
     routes     the route table                         origins   CORS and Host
     auth       API keys                                problems  errors of this layer, replies
     exchange   what a route's function is given        stream    an answer that grows
-    wire       one client's socket, shared by two threads
-    watch      the one thread that waits for many sockets
+    wire       one client's socket, of two threads     watch     the one thread that waits for many
+    tls        the ssl module, where there is one
     response   reply heads -> bytes (no I/O)           events    SSE and NDJSON framing (no I/O)
     settings   every limit and deadline                log       lines nobody can forge or block
 

@@ -9,7 +9,6 @@ A newcomer may wait for a moment in the kernel's backlog first: bursts pass by t
 from __future__ import annotations
 
 import threading
-from math import inf
 from time import monotonic
 
 from libloader.web.problems import HttpProblem
@@ -21,9 +20,10 @@ class Admission:
     def __init__(self, settings: WebSettings) -> None:
         self._settings = settings
         self._changed = threading.Condition()
-        self._reading_since: dict[Wire, float] = {}  # inf = working
+        self._reading: dict[Wire, float] = {}  # since when; the one that waits longest is first
+        self._working: set[Wire] = set()
         self._shed: set[Wire] = set()  # told to go, not gone yet: no longer counted
-        self._last_exit = 0.0
+        self._all_working_since = 0.0
         self.n_shed = 0
         self.n_refused = 0
 
@@ -33,94 +33,87 @@ class Admission:
             if self._too_many_of(wire.ip) or not self._make_room():
                 self.n_refused += 1
                 return False
-            self._reading_since[wire] = monotonic()
+            self._reading[wire] = monotonic()
             return True
 
     def leave(self, wire: Wire) -> None:
         with self._changed:
-            self._reading_since.pop(wire, None)
+            self._reading.pop(wire, None)
+            self._working.discard(wire)
             self._shed.discard(wire)
-            self._last_exit = monotonic()
             self._changed.notify_all()
 
     def begin_reading(self, wire: Wire) -> bool:
         """Note that `wire` owes a request from now on; False if it was shed."""
-        return self._set(wire, monotonic())
+        with self._changed:
+            if wire in self._working:
+                self._working.remove(wire)
+                self._changed.notify_all()
+            elif self._reading.pop(wire, None) is None:
+                return False
+            self._reading[wire] = monotonic()
+            return True
 
     def begin_work(self, wire: Wire) -> bool:
         """Note that we owe `wire` an answer: it is safe now; False if it was shed."""
-        return self._set(wire, inf)
+        with self._changed:
+            if self._reading.pop(wire, None) is None:
+                return False
+            self._working.add(wire)
+            if not self._reading:
+                self._all_working_since = monotonic()
+            return True
 
     def shed_longest_reading(self) -> None:
         """Make somebody go who owes us a request: file descriptors have run out."""
         with self._changed:
-            victim = self._longest_reading()
-            if victim is not None:
+            for victim in list(self._reading)[:1]:
                 self._make_go(victim)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Wait until nobody is owed an answer; False after `timeout_s`."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.n_working() == 0, timeout_s)
+            return self._changed.wait_for(lambda: not self._working, timeout_s)
 
     def wait_until_empty(self, timeout_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(
-                lambda: not (self._reading_since or self._shed), timeout_s
-            )
+            return self._changed.wait_for(lambda: not (self.n_open() or self._shed), timeout_s)
 
     def cut_all(self) -> None:
         with self._changed:
-            for wire in list(self._reading_since):
+            for wire in [*self._reading, *self._working]:
                 self._make_go(wire)
 
     def n_open(self) -> int:
-        return len(self._reading_since)
+        return len(self._reading) + len(self._working)
 
     def n_working(self) -> int:
-        return sum(since == inf for since in list(self._reading_since.values()))
+        return len(self._working)
 
     # Under the lock.
 
-    def _set(self, wire: Wire, since: float) -> bool:
-        with self._changed:
-            if wire not in self._reading_since:
-                return False
-            was_working = self._reading_since[wire] == inf
-            self._reading_since[wire] = since
-            if was_working:
-                self._changed.notify_all()
-            return True
-
     def _too_many_of(self, ip: str) -> bool:
         cap = self._settings.n_connections_per_ip
-        return bool(cap and ip) and sum(wire.ip == ip for wire in self._reading_since) >= cap
+        inside = (*self._reading, *self._working) if cap and ip else ()
+        return bool(inside) and sum(wire.ip == ip for wire in inside) >= cap
 
     def _make_room(self) -> bool:
         """Wait, shed or give up until there is a place."""
-        while len(self._reading_since) >= self._settings.n_connections:
-            now, fair_s = monotonic(), self._settings.shed_after_s
-            victim = self._longest_reading()
-            if victim is not None:
-                wait_s = self._reading_since[victim] + fair_s - now
-                if wait_s <= 0:
-                    self._make_go(victim)
-                    continue
+        fair_s = self._settings.shed_after_s
+        while self.n_open() >= self._settings.n_connections:
+            victim, since = next(iter(self._reading.items()), (None, self._all_working_since))
+            wait_s = since + fair_s - monotonic()
+            if wait_s > 0:
+                self._changed.wait(wait_s)
+            elif victim is not None:
+                self._make_go(victim)
             else:
-                wait_s = self._last_exit + fair_s - now
-                if wait_s <= 0:
-                    return False  # nobody has left for a while: waiting longer helps nobody
-            self._changed.wait(wait_s)
+                return False  # it has been so for a while: waiting longer helps nobody
         return True
 
-    def _longest_reading(self) -> Wire | None:
-        if not self._reading_since:
-            return None
-        wire, since = min(self._reading_since.items(), key=lambda item: item[1])
-        return wire if since < inf else None
-
     def _make_go(self, wire: Wire) -> None:
-        del self._reading_since[wire]
+        self._reading.pop(wire, None)
+        self._working.discard(wire)
         self._shed.add(wire)
         self.n_shed += 1
         wire.cut()

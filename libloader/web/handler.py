@@ -48,8 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         self._n_borrowed_bytes = 0
 
     def handle(self) -> None:
-        if self.server.tls is not None:
-            self.wire.start_tls(self.server.tls)
+        if self.shared.tls_context is not None:
+            self.wire.start_tls(self.shared.tls_context)
         while not self.close_connection:
             self.handle_one_request()
 
@@ -113,8 +113,13 @@ class Handler(BaseHTTPRequestHandler):
             head = self._reader.take(wire.inbox)
             if head is not None:
                 return head
-            if not self._fill(deadline, _HEAD_READ_BYTES, "the headers"):
-                return None
+            try:
+                if not wire.fill(deadline, _HEAD_READ_BYTES):
+                    return None
+            except socket.timeout:
+                if not wire.inbox:
+                    return None  # silence is no request that could be answered
+                raise HttpProblem(408, "the headers did not arrive in time") from None
             if not started and not is_first:  # the first byte ends the idle time
                 deadline = monotonic() + limits.head_s
             started = True
@@ -145,22 +150,17 @@ class Handler(BaseHTTPRequestHandler):
             pieces.append(piece)
             if body.done:
                 return b"".join(pieces)
-            if not self._fill(self._body_deadline(started), _BODY_READ_BYTES, "the body"):
-                raise ClientGone("the client hung up within a body")
+            try:
+                if not self.wire.fill(self._body_deadline(started), _BODY_READ_BYTES):
+                    raise ClientGone("the client hung up within a body")
+            except socket.timeout:
+                raise HttpProblem(408, "the body did not arrive in time") from None
 
     def _body_deadline(self, started: float) -> float:
         """A client gets body_s for any pause, and a lowest rate over the whole body."""
         limits = self.shared.settings
         earned_s = self._n_borrowed_bytes / limits.rate_bytes_per_s
         return min(monotonic(), started + earned_s) + limits.body_s
-
-    def _fill(self, deadline: float, n_bytes: int, what: str) -> bool:
-        try:
-            return self.wire.fill(deadline, n_bytes)
-        except socket.timeout:
-            if what == "the headers" and not self.wire.inbox:
-                return False  # silence is no request that could be answered
-            raise HttpProblem(408, f"{what} did not arrive in time") from None
 
     def _borrow(self, n_bytes: int) -> None:
         self.shared.budget.borrow(n_bytes)
@@ -213,7 +213,8 @@ class Handler(BaseHTTPRequestHandler):
         exchange = self._exchange
         if exchange is None:
             return
-        self.shared.count(f"status_{exchange.status}")
+        if exchange.status:
+            self.shared.count(f"status_{exchange.status}")
         if log.isEnabledFor(logging.INFO):
             ms = (monotonic() - self._started) * 1000
             what = f"{exchange.method} {escape(exchange.path)} {exchange.status}"

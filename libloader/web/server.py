@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -23,8 +22,7 @@ from http.server import HTTPServer
 from socketserver import BaseServer, ThreadingMixIn
 from typing import Any
 
-from libloader.errors import StartError
-from libloader.web import sockets
+from libloader.web import sockets, tls
 from libloader.web.auth import ApiKeys
 from libloader.web.exchange import JSON, Exchange
 from libloader.web.handler import Handler
@@ -34,7 +32,6 @@ from libloader.web.problems import HttpProblem, default_describe, reply_of, to_j
 from libloader.web.response import encode_head
 from libloader.web.settings import WebSettings
 from libloader.web.shared import DescribeError, RouteTable, Shared
-from libloader.web.watch import WOULD_BLOCK
 from libloader.web.wire import Wire
 
 __all__ = ["Exchange", "Listener", "Server"]
@@ -54,13 +51,13 @@ class Listener(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, sock: socket.socket, shared: Shared, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, listening: sockets.Listening, shared: Shared) -> None:
         # Not HTTPServer's own: it makes another socket, and its server_bind looks up names.
-        BaseServer.__init__(self, sock.getsockname(), Handler)
-        self.socket = sock
+        BaseServer.__init__(self, listening.sock.getsockname(), Handler)
+        self.socket = listening.sock
         self.shared = shared
-        self.tls = tls
-        self._reserve_fd = os.open(os.devnull, os.O_RDONLY)
+        self._listening = listening
+        self._spare_fd = _open_spare()
         self._thread = threading.Thread(target=self._listen, name="http-listener", daemon=True)
 
     def start(self) -> None:
@@ -69,13 +66,11 @@ class Listener(ThreadingMixIn, HTTPServer):
     def stop(self) -> None:
         """Stop accepting and close the socket; connections go on."""
         if self._thread.is_alive():
-            with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)  # wakes the loop, where the system allows it
+            sockets.wake(self._listening)
             self.shutdown()
             self._thread.join()
-        sockets.remove_unix_path(self.socket)
-        self.server_close()
-        os.close(self._reserve_fd)
+        sockets.close(self._listening)
+        _close_spare(self._spare_fd)
 
     def _listen(self) -> None:
         self.serve_forever(_POLL_S)
@@ -125,9 +120,9 @@ class Listener(ThreadingMixIn, HTTPServer):
     def _refuse(self, wire: Wire, reason: str) -> None:
         """Send a static 503 without waiting; the watcher sees to it that it arrives."""
         self.shared.count("refused_connections")
-        if self.tls is None:
+        if self.shared.tls_context is None:
             wire.sock.setblocking(False)
-            with suppress(*WOULD_BLOCK, OSError):
+            with suppress(*tls.WOULD_BLOCK, OSError):
                 wire.sock.send(busy_answer(reason, self.shared.origins))
         wire.close()
 
@@ -136,11 +131,10 @@ class Listener(ThreadingMixIn, HTTPServer):
 
         Without this, accept fails again at once for the same waiting client, for ever.
         """
-        os.close(self._reserve_fd)
+        _close_spare(self._spare_fd)
         with suppress(OSError):
             self.socket.accept()[0].close()
-        with suppress(OSError):
-            self._reserve_fd = os.open(os.devnull, os.O_RDONLY)
+        self._spare_fd = _open_spare()
         self.shared.count("out_of_descriptors")
         self.shared.admission.shed_longest_reading()
         time.sleep(_RELIEF_PAUSE_S)
@@ -158,16 +152,15 @@ class Server:
     ) -> None:
         """Bind every address; nothing is accepted before `start`. StartError or UsageError."""
         settings = settings or WebSettings()
-        tls = _tls_context(settings)
-        names = [sockets.parse_address(text).host for text in addresses if isinstance(text, str)]
-        origins = Origins(settings.cors_origins, settings.allowed_hosts, bound_names(names))
+        tls_context = tls.server_context(settings)
+        hosts = [sockets.parse_address(text).host for text in addresses if isinstance(text, str)]
+        origins = Origins(settings.cors_origins, settings.allowed_hosts, bound_names(hosts))
         bound = sockets.listen(addresses, settings)
-        self._shared = Shared(settings, routes, origins, describe_error)
-        self.urls = [sockets.url_of(sock, tls is not None) for sock in bound]
-        self.ports = [
-            sock.getsockname()[1] for sock in bound if isinstance(sock.getsockname(), tuple)
-        ]
-        self._listeners = [Listener(sock, self._shared, tls) for sock in bound]
+        self._shared = Shared(settings, routes, origins, describe_error, tls_context)
+        self.urls = [sockets.url_of(sock, tls_context is not None) for sock, _ in bound]
+        names = [sock.getsockname() for sock, _ in bound]
+        self.ports: list[int] = [name[1] for name in names if isinstance(name, tuple)]
+        self._listeners = [Listener(listening, self._shared) for listening in bound]
 
     def start(self) -> None:
         self._shared.watcher.start()
@@ -220,6 +213,19 @@ def busy_answer(reason: str, origins: Origins) -> bytes:
     return encode_head(503, 1, (*fields, *origins.fields("", ""))) + body
 
 
+def _open_spare() -> int:
+    """Open a file descriptor to be given up in need; -1 if there is none left."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return -1
+
+
+def _close_spare(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+
+
 def _names_of(address: Any) -> tuple[str, str]:
     """Return (peer, ip) of an accepted connection; a Unix socket's peer has neither."""
     if not isinstance(address, tuple):
@@ -235,17 +241,3 @@ def _tune(sock: socket.socket) -> None:
         for option, seconds in _KEEPALIVE:
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
-
-
-def _tls_context(settings: WebSettings) -> ssl.SSLContext | None:
-    if not settings.ssl_cert_file:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A renegotiation would make a send wait for input, which the watched phase cannot do.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    try:
-        context.load_cert_chain(settings.ssl_cert_file, settings.ssl_key_file or None)
-    except OSError as error:  # SSLError is one
-        raise StartError(f"cannot use the TLS certificate or key: {error}") from None
-    return context

@@ -14,7 +14,9 @@ from libloader.web.routes import Routes
 from libloader.web.settings import WebSettings
 from libloader.web.watch import Watcher
 
-if TYPE_CHECKING:  # an exchange holds this; its functions are only named here
+if TYPE_CHECKING:  # ssl may be missing; an exchange holds this; its functions are only named here
+    import ssl
+
     from libloader.web.exchange import Exchange
 
 RouteFunction = Callable[["Exchange"], None]
@@ -29,11 +31,13 @@ class Shared:
         routes: RouteTable,
         origins: Origins,
         describe_error: DescribeError,
+        tls_context: ssl.SSLContext | None = None,
     ) -> None:
         self.settings = settings
         self.routes = Routes(routes)
         self.origins = origins
         self.describe_error = describe_error
+        self.tls_context = tls_context
         self.keys = ApiKeys(settings.api_keys)  # replaced as a whole, see Server.set_api_keys
         self.watcher = Watcher(settings)
         self.admission = Admission(settings)

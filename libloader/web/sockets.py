@@ -46,19 +46,25 @@ def parse_address(text: str) -> Address:
     return Address(_LOCAL.get(host, host), int(port))
 
 
-def listen(texts: Sequence[AnyAddress], settings: WebSettings) -> list[socket.socket]:
+class Listening(NamedTuple):
+    sock: socket.socket
+    is_ours: bool  # bound here; False = given to us, and left as it is for whoever comes after
+
+
+def listen(texts: Sequence[AnyAddress], settings: WebSettings) -> list[Listening]:
     """Bind and listen on every address, or on none: StartError names the one that failed."""
     addresses = [parse_address(text) for text in texts if isinstance(text, str)]
     has_ipv4 = any(":" not in address.host for address in addresses if not address.is_unix)
-    sockets: list[socket.socket] = []
+    found: list[Listening] = []
     try:
         for text in texts:
-            sockets.append(_listen_one(text, settings, v6_only=has_ipv4))
+            sock = _listen_one(text, settings, v6_only=has_ipv4)
+            found.append(Listening(sock, isinstance(text, str)))
     except BaseException:
-        for sock in sockets:
-            sock.close()
+        for listening in found:
+            close(listening)
         raise
-    return sockets
+    return found
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
@@ -87,11 +93,19 @@ def url_of(sock: socket.socket, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{host}:{port}"
 
 
-def remove_unix_path(sock: socket.socket) -> None:
-    """Remove the file of a Unix socket that is being closed."""
-    if _is_unix(sock):
-        with suppress(OSError, TypeError):
-            os.unlink(sock.getsockname())
+def wake(listening: Listening) -> None:
+    """Make a thread that waits for connections look up, where the system allows it."""
+    if listening.is_ours:  # systemd's socket would stop listening for our successor as well
+        with suppress(OSError):
+            listening.sock.shutdown(socket.SHUT_RDWR)
+
+
+def close(listening: Listening) -> None:
+    """Close the socket, and remove its file if it is a Unix socket of ours."""
+    if listening.is_ours and _is_unix(listening.sock):
+        with suppress(OSError):
+            os.unlink(listening.sock.getsockname())
+    listening.sock.close()
 
 
 def _listen_one(text: AnyAddress, settings: WebSettings, v6_only: bool) -> socket.socket:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
-import ssl
 import threading
 from collections import deque
 from contextlib import suppress
@@ -23,12 +22,12 @@ from functools import partial
 from time import monotonic
 from typing import Callable
 
+from libloader.web import tls
 from libloader.web.settings import WebSettings
 
 log = logging.getLogger("igllama.web")
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _MAX_LINGERING = 256  # beyond it a closing connection is closed at once
 
 
@@ -122,7 +121,7 @@ class Watcher:
     def _tick(self, now: float) -> None:
         for channel in list(self._masks):
             _guarded(partial(channel.tick, now))
-            self._sync(channel)
+            _guarded(partial(self._sync, channel))
 
     def _wait(self, timeout_s: float | None) -> None:
         for key, events in self._selector.select(timeout_s):
@@ -135,7 +134,7 @@ class Watcher:
                 _guarded(channel.readable)
             if events & WRITE:
                 _guarded(channel.writable)
-            self._sync(channel)
+            _guarded(partial(self._sync, channel))
 
     def _sync(self, channel: Channel) -> None:
         wanted, current = channel.mask(), self._masks.get(channel, 0)
@@ -188,7 +187,7 @@ class Lingering(Channel):
     def __init__(
         self, sock: socket.socket, settings: WebSettings, close: Callable[[Channel], None]
     ) -> None:
-        self.sock = _plain_socket(sock)
+        self.sock = tls.plain_socket(sock)
         self._close = close
         self._until = monotonic() + settings.linger_s
         self._bytes_left = settings.linger_bytes
@@ -203,7 +202,7 @@ class Lingering(Channel):
     def readable(self) -> None:
         try:
             n_bytes = len(self.sock.recv(256 * 1024))
-        except WOULD_BLOCK:
+        except tls.WOULD_BLOCK:
             return
         except OSError:
             n_bytes = 0
@@ -221,16 +220,6 @@ class Lingering(Channel):
     def _end(self) -> None:
         self._open = False
         self._close(self)
-
-
-def _plain_socket(sock: socket.socket) -> socket.socket:
-    """Say goodbye on a TLS socket and return the plain one beneath it."""
-    if not isinstance(sock, ssl.SSLSocket):
-        return sock
-    sock.setblocking(False)
-    with suppress(OSError, ValueError):
-        sock.unwrap()  # sends close_notify; the client's own is not waited for
-    return socket.socket(fileno=sock.detach())
 
 
 def _guarded(work: Callable[[], None]) -> None:

@@ -13,15 +13,18 @@ cancelled. What a slow client leaves unread waits in the backlog, up to a limit.
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 from contextlib import suppress
 from time import monotonic
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from libloader.errors import ClientGone
+from libloader.web import tls
 from libloader.web.settings import WebSettings
-from libloader.web.watch import READ, WOULD_BLOCK, WRITE, Channel, Watcher
+from libloader.web.watch import READ, WRITE, Channel, Watcher
+
+if TYPE_CHECKING:
+    import ssl
 
 _STREAM_SEND_BUFFER_BYTES = (
     256 * 1024
@@ -54,9 +57,9 @@ class Wire(Channel):
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Shake hands, within the handshake's deadline. OSError if the client cannot."""
-        self.sock.settimeout(self._settings.handshake_s)
-        self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-        self.sock.do_handshake()
+        self.lost = True  # until it has succeeded: nothing can be said before
+        self.sock = tls.shake_hands(self.sock, context, self._settings.handshake_s)
+        self.lost = False
 
     def fill(self, deadline: float, n_bytes: int) -> bool:
         """Wait for input and add it to the inbox; False at its end. socket.timeout if late."""
@@ -106,6 +109,8 @@ class Wire(Channel):
     def watch(self) -> None:
         """Begin the watched phase, if it has not begun. Any one thread."""
         with self._lock:
+            if self.lost:
+                self._settled.set()  # nothing will be sent: nobody shall wait for it
             if self._watched or self.lost:
                 return
             self._watched = self._was_watched = True
@@ -176,7 +181,7 @@ class Wire(Channel):
                 return
             try:
                 data = self.sock.recv(4096)
-            except WOULD_BLOCK:
+            except tls.WOULD_BLOCK:
                 return
             except OSError:
                 data = b""
@@ -211,7 +216,7 @@ class Wire(Channel):
         """Send what the kernel takes now, and return how much that was."""
         try:
             n_sent = self.sock.send(data)
-        except WOULD_BLOCK:
+        except tls.WOULD_BLOCK:
             return 0
         except OSError:
             self._lose()
