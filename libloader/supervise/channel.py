@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Union
 
 from libloader import core, errors
@@ -152,16 +151,16 @@ _READERS: dict[str, Callable[[dict[str, Any]], ChildMessage]] = {
 }
 
 
-def _read_event(data: Sequence[Any]) -> core.Event:
-    """Hot: once per token of every stream, so the commonest event skips the general way."""
-    fields = _EVENT_FIELDS[data[0]]
-    values = data[1:]
+def _read_event(data: Any) -> core.Event:
+    """Check one event. Hot: once per token of every stream, so the commonest kind comes first."""
+    if data[0] == "t":
+        _, request_id, index, text, tokens, logprobs = data
+        for token in tokens:
+            if type(token) is not int:
+                raise ValueError("a token id is no integer")
+        if logprobs is None and type(request_id) is type(text) is str and type(index) is int:
+            return core.TokenEvent(request_id, index, text, tuple(tokens))
+    fields, values = _EVENT_FIELDS[data[0]], data[1:]
     if len(values) != len(fields) or not all(map(isinstance, values, fields)):
         raise ValueError(f"event {data[0]!r} has the wrong fields")
-    if data[0] == "t":
-        tokens = tuple(values[3])
-        if not all([type(token) is int for token in tokens]):
-            raise ValueError("a token id is no integer")
-        if values[4] is None:
-            return core.TokenEvent(values[0], values[1], values[2], tokens)
     return core.event_from_wire(data)
