@@ -273,7 +273,7 @@ class Bench:
     def __init__(
         self, context: FakeContext | None = None, *, n_parallel: int = 4, bos: int = BOS,
         open_chain: Callable[[Sampling], FakeChain] = FakeChain,
-        store: PrefixStore | None = None, **settings: object,
+        store: PrefixStore | None = None, can_generate: bool = True, **settings: object,
     ) -> None:  # fmt: skip
         self.clock = FakeClock()
         self.context = context or FakeContext()
@@ -291,6 +291,7 @@ class Bench:
             open_chain=self.open_chain,
             open_embedder=self.open_embedder,
             store=store,
+            can_generate=can_generate,
             clock=self.clock,
             breadcrumb=lambda *crumb: self.trail.append(crumb),
         )

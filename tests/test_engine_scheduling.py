@@ -324,3 +324,24 @@ def test_figures_count_what_happened():
     figures = bench.engine.figures()
     assert figures["n_prompt_tokens"] == 40 and figures["n_completion_tokens"] == 3
     assert figures["failed_PromptTooLong"] == 1 and figures["n_running"] == 0
+
+
+def test_histograms_count_queue_first_token_gaps_and_rows():
+    bench = endless(n_parallel=1)
+    bench.context.cost_s = lambda n_rows: 0.02
+    bench.submit("a", [1] * 16, max_tokens=5)
+    bench.submit("b", [1] * 16, max_tokens=1)
+    bench.run()
+    figures = bench.engine.figures()
+    assert figures["queue_s_count"] == 2 and figures["queue_s_le_0.001"] == 1
+    assert figures["first_token_s_le_0.025"] == 1 and figures["first_token_s_count"] == 2
+    assert figures["token_gap_s_count"] == 4
+    assert figures["token_gap_s_sum"] == pytest.approx(0.08)
+    assert figures["batch_rows_sum"] == 16 + 4 + 1
+
+
+def test_a_model_that_only_embeds_says_so():
+    bench = Bench(can_generate=False)
+    bench.submit("a")
+    bench.run()
+    assert bench.of("a", RequestFailed)[0].error["name"] == "FieldUnsupported"

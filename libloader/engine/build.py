@@ -55,6 +55,7 @@ def build_engine(
             open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
             open_embedder=functools.partial(_embedding_context, lib, model, settings),
             store=_open_store(settings, lib, context),
+            can_generate=model.metadata(f"{model.architecture}.attention.causal") is not False,
             n_sampling_threads=context.n_threads,
             breadcrumb=breadcrumb,
             info=info,

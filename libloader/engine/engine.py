@@ -54,6 +54,7 @@ from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
     DecodeFailed,
     FieldInvalid,
+    FieldUnsupported,
     IgllamaError,
     QueueFull,
     to_wire,
@@ -83,6 +84,7 @@ class Engine:
         open_chain: OpenChain,
         open_embedder: OpenEmbedder,
         store: PrefixStore | None = None,
+        can_generate: bool = True,
         n_sampling_threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
         breadcrumb: Breadcrumb = no_breadcrumb,
@@ -98,6 +100,7 @@ class Engine:
         self._open_chain = open_chain
         self._clock = clock
         self._breadcrumb = breadcrumb
+        self._can_generate = can_generate
         self._uses_lookup = settings.lookup
         self._n_queue = settings.n_queue or DEFAULT_QUEUE
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
@@ -209,6 +212,8 @@ class Engine:
             self._report_failure(request.id, error)
 
     def _begin_generate(self, request: Request) -> None:
+        if not self._can_generate:
+            raise FieldUnsupported("this model makes embeddings; it cannot write text")
         self._check_queue(request)
         prompts = [self._reader.read(prompt) for prompt in request.prompts]
         live = self._enter(request, prompts, len(prompts) * request.n)
@@ -270,10 +275,14 @@ class Engine:
     def _admit(self) -> None:
         for sequence in self._scheduler.admit():
             live = sequence.live
-            if not live.is_seated:
-                live.seated_s = self._clock()
+            self._note_begin(live)
             if sequence.chain is None and sequence.slot is not None:
                 self._open_chain_for(sequence)
+
+    def _note_begin(self, live: LiveRequest) -> None:
+        if not live.is_seated:
+            live.seated_s = self._clock()
+            self.counters.queue_s.add(live.seated_s - live.submitted_s)
 
     def _open_chain_for(self, sequence: Sequence) -> None:
         request = sequence.live.request
@@ -419,7 +428,7 @@ class Engine:
             if start < sequence.n_prompt:
                 self._count_prompt(sequence, start, n)
         self.counters.n_batches += 1
-        self.counters.n_batch_rows += self._batch.n_tokens
+        self.counters.batch_rows.add(self._batch.n_tokens)
 
     def _count_prompt(self, sequence: Sequence, start: int, n: int) -> None:
         live = sequence.live
@@ -461,8 +470,7 @@ class Engine:
     def _deliver(self, sequence: Sequence, tokens: list[int], row: int) -> None:
         """Make an event of each token; the first was sampled from `row`, the next from the next."""
         live = sequence.live
-        if live.first_token_s == math.inf:
-            live.first_token_s = self._clock()
+        self._note_time(sequence)
         self._breadcrumb("detok", live.request.id, self._n_steps)
         for each_row, token in enumerate(tokens, row):
             text = self._take(sequence, token)
@@ -472,6 +480,15 @@ class Engine:
             if sequence.reason:
                 self._end(sequence)
                 return
+
+    def _note_time(self, sequence: Sequence) -> None:
+        now_s, live = self._clock(), sequence.live
+        if live.first_token_s == math.inf:
+            live.first_token_s = now_s
+            self.counters.first_token_s.add(now_s - live.submitted_s)
+        if sequence.told_s <= now_s:
+            self.counters.token_gap_s.add(now_s - sequence.told_s)
+        sequence.told_s = now_s
 
     def _take(self, sequence: Sequence, token: int) -> str:
         request = sequence.live.request
@@ -532,8 +549,7 @@ class Engine:
         """Decode one batch of inputs; if it is refused, each of them alone."""
         inputs = self._embedder.next_inputs(chat_is_running=self.n_running > 0)
         for item in inputs:
-            if not item.live.is_seated:
-                item.live.seated_s = self._clock()
+            self._note_begin(item.live)
         if not self._embed_together(inputs):
             for item in inputs:
                 if item.live.request.id in self._live:

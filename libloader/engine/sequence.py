@@ -28,7 +28,7 @@ class Sequence:
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
         "reason", "leader", "loading", "n_shared", "number", "is_counted",
-        "lookup", "draft",
+        "lookup", "draft", "told_s",
     )  # fmt: skip
 
     def __init__(self, live: LiveRequest, index: int, prompt: list[int], n_ctx: int) -> None:
@@ -49,6 +49,7 @@ class Sequence:
         self.number = 0  # order of arrival, over all requests
         self.lookup: Lookup | None = None  # guesses the next tokens, if that is wanted
         self.draft: list[int] = []  # what is guessed to follow `tokens`, in the batch of this step
+        self.told_s = math.inf  # when its last token was
         self.is_counted = False  # what it found in the KV cache is in the request's n_cached
 
     @property

@@ -6,6 +6,8 @@ Not here: any clock; all times come in as numbers.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from itertools import accumulate
 
 from libloader.core import Usage
 from libloader.engine.sequence import LiveRequest
@@ -60,10 +62,13 @@ class Counters:
         self.n_cached_tokens = 0
         self.n_completion_tokens = 0
         self.n_batches = 0
-        self.n_batch_rows = 0
         self.n_refused_batches = 0
         self.n_preempted = 0
         self.failures: dict[str, int] = {}  # by error class
+        self.queue_s = Histogram(SECONDS)  # from submit to the first work on it
+        self.first_token_s = Histogram(SECONDS)  # from submit to its first token
+        self.token_gap_s = Histogram(SECONDS)  # between two tokens of a choice
+        self.batch_rows = Histogram(ROWS)
 
     def count_request(self, usage: Usage) -> None:
         self.n_requests += 1
@@ -76,9 +81,38 @@ class Counters:
         self.failures[name] = self.failures.get(name, 0) + 1
 
     def figures(self) -> dict[str, float]:
-        """Return every counter by name; failures as `failed_<class>`."""
-        named = {name: value for name, value in vars(self).items() if isinstance(value, int)}
-        return {**named, **{f"failed_{name}": n for name, n in self.failures.items()}}
+        """Return every counter by name; failures as `failed_<class>`, histograms in parts."""
+        named: dict[str, float] = {f"failed_{name}": n for name, n in self.failures.items()}
+        for name, value in vars(self).items():
+            if isinstance(value, int):
+                named[name] = value
+            elif isinstance(value, Histogram):
+                named.update(value.figures(name))
+        return named
+
+
+class Histogram:
+    """Counts values by upper bound, as a metrics page wants them: cumulative when told."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)  # the last one: above all bounds
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Hot: once per token."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Return name_le_<bound> for each bound, name_count and name_sum."""
+        totals = list(accumulate(self._counts))
+        named = {f"{name}_le_{bound:g}": n for bound, n in zip(self._bounds, totals)}
+        return {**named, f"{name}_count": totals[-1], f"{name}_sum": self._sum}
+
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
 
 
 class Average:
