@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 from abi_blobs import NEWEST, exports_of, probe_of
 
@@ -16,6 +18,41 @@ GROUPS = sorted({builds.order(n) for _, first, end in EXPORTS for n in (first, e
 
 def newest(struct: str) -> layouts.Layout:
     return layouts.of(struct)[-1]
+
+
+# --- how the bytes are taken ---
+
+
+class FakeHandle(dict):
+    """A library as `handle[function]`; the function takes attributes as ctypes' do."""
+
+
+def test_on_x86_64_the_hidden_result_pointer_is_our_own_block(monkeypatch):
+    monkeypatch.setattr(detect.platform, "machine", lambda: "AMD64")  # as Windows spells it
+
+    def fill(address):
+        ctypes.memset(address, 0x11, 4)
+        ctypes.memset(address + 8, 0, 2)
+        return address
+
+    call = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(fill)
+    probe = detect.probe_defaults(FakeHandle(llama_model_default_params=call), CALL)
+    assert probe.data[:10] == b"\x11" * 4 + bytes(6)
+    assert [i for i, written in enumerate(probe.written) if written] == [0, 1, 2, 3, 8, 9]
+
+
+def test_on_arm64_the_bytes_come_as_a_result_and_nobody_knows_which_were_written(monkeypatch):
+    monkeypatch.setattr(detect.platform, "machine", lambda: "arm64")
+
+    class Call:
+        def __call__(self):
+            return self.restype.from_buffer_copy(b"\x07" * structs.BLOCK_BYTES)
+
+    probe = detect.probe_defaults(FakeHandle(llama_model_default_params=Call()), CALL)
+    assert probe == (b"\x07" * structs.BLOCK_BYTES, None)
+
+
+CALL = "llama_model_default_params"
 
 
 # --- step 1: the bracket ---

@@ -251,3 +251,16 @@ def test_the_index_lists_a_new_layout_after_all_others(tmp_path, monkeypatch):
     forget_from("v0.4.0", monkeypatch)
     text = abi_check.render_index([m.SINCE for m in MODULES])
     assert text == (abi_check.LAYOUT_FOLDER / "modules.py").read_text()
+
+
+@pytest.mark.native
+def test_a_library_at_hand_gives_a_new_layout_its_defaults(native_library, monkeypatch):
+    newest = layouts.of("llama_model_params")[-1]
+    if native_library.layouts["llama_model_params"].id != newest.id:
+        pytest.skip(f"this library has no {newest.id}")
+    forget_from(builds.label(newest.since), monkeypatch)
+    header = abi_check.read_header(header_text(("llama_model_params", newest.rows)))
+    (made,) = abi_check.new_layouts(header, "v0.4.0", native_library.path)
+    values = {row[0]: row[2] for row in made.rows}
+    assert values["lazy_mode"] == (1,)
+    assert values["load_mode"] == (-1, 1)

@@ -10,7 +10,7 @@ import pytest
 from abi_blobs import exports_of, probe_of
 
 from libloader import errors
-from libloader.abi import builds, detect, layouts, library, nativelog
+from libloader.abi import binding, builds, detect, layouts, library, nativelog
 from libloader.abi.prototypes import CAPABILITIES, PROTOTYPES, RENAMED
 
 NPM_COPIES = [
@@ -72,7 +72,7 @@ class FakeFunction:
         self.result = result
 
     def __call__(self, *arguments):
-        return self.result
+        return self.result(*arguments) if callable(self.result) else self.result
 
 
 class FakeHandle:
@@ -112,7 +112,7 @@ def make(monkeypatch):
             "probe_defaults",
             lambda _, function: probe_of(layouts.at(STRUCT_OF[function], place).rows),
         )
-        opened = library.Opened(file, handle, handle, ())
+        opened = library.Opened(file, handle, (handle,), ())
         return library.Library(opened, nativelog.NativeLog())
 
     return made
@@ -169,6 +169,14 @@ def test_a_missing_function_is_a_capability_that_is_off_with_its_reason(make):
             call()
 
 
+def test_a_function_whose_arguments_cannot_be_told_is_off_and_says_so(make, monkeypatch):
+    monkeypatch.setattr(binding, "separate_float_registers", lambda: False)  # as on Windows
+    lib = make("b10300")
+    assert {"dry", "penalties"} <= set(lib.missing)
+    with pytest.raises(errors.CapabilityMissing, match="nothing tells which ones it has"):
+        lib.require("dry")
+
+
 def test_a_build_that_has_everything_misses_nothing(make):
     lib = make("0.6.0-dev")
     assert lib.missing == ()
@@ -198,7 +206,7 @@ def test_an_abort_callback_is_off_in_builds_where_it_hangs(make):
 def test_something_else_is_not_taken_for_libllama():
     handle = FakeHandle({"sqrt"})
     with pytest.raises(errors.LibraryRefused, match="is not a libllama"):
-        library.Library(library.Opened("libm.so", handle, handle, ()), nativelog.NativeLog())
+        library.Library(library.Opened("libm.so", handle, (handle,), ()), nativelog.NativeLog())
 
 
 def test_sizes_read_back_from_a_context_must_be_those_asked_for(make):
@@ -221,6 +229,68 @@ def test_clamped_sizes_are_no_contradiction(make):
     params.set("n_batch", 2048)
     params.set("n_ubatch", 1024)
     lib.check_context(1, params)
+
+
+# --- backends and symbols ---
+
+
+class FakeBackends:
+    """ggml's registry: which call registers a backend, and what was asked, from which folder."""
+
+    def __init__(self, registers_on: str) -> None:
+        self.n, self.registers_on = int(registers_on == "start"), registers_on
+        self.asked: list[tuple[str, str]] = []
+
+    def functions(self) -> dict:
+        return {
+            "ggml_backend_reg_count": lambda: self.n,
+            "ggml_backend_reg_name": b"CPU",
+            "ggml_backend_load_all": lambda: self.load("load_all", os.getcwd()),
+            "ggml_backend_load_all_from_path": lambda p: self.load("from_path", os.fsdecode(p)),
+        }
+
+    def load(self, how: str, folder: str) -> None:
+        self.asked.append((how, folder))
+        self.n += how == self.registers_on
+
+
+@pytest.mark.parametrize(
+    ("registers_on", "asked"),
+    [("start", []), ("from_path", ["from_path"]), ("load_all", ["from_path", "load_all"])],
+)
+def test_backends_are_looked_for_beside_the_library_and_never_in_the_users_folder(
+    make, tmp_path, registers_on, asked
+):
+    backends = FakeBackends(registers_on)
+    lib = make("b9842", file=str(tmp_path / "libllama.so"), **backends.functions())
+    before = os.getcwd()
+    lib.load_backends()
+    assert lib.backends == ("CPU",)
+    assert backends.asked == [(how, os.path.realpath(tmp_path)) for how in asked]
+    assert os.getcwd() == before
+
+
+def test_a_library_without_any_backend_says_that_the_folder_is_incomplete(make, tmp_path):
+    lib = make("b9842", file=str(tmp_path / "libllama.so"), **FakeBackends("never").functions())
+    with pytest.raises(errors.LibraryRefused, match="copy the whole folder"):
+        lib.load_backends()
+
+
+def test_a_static_build_without_loading_functions_needs_none(make, tmp_path):
+    backends = FakeBackends("start").functions()
+    lib = make("b3889", file=str(tmp_path / "libllama.so"),
+               **{k: v for k, v in backends.items() if "load" not in k})  # fmt: skip
+    lib.load_backends()
+    assert lib.backends == ("CPU",)
+
+
+def test_ggml_is_asked_where_the_system_finds_it():
+    llama, ggml, base = FakeHandle({"llama_free"}), FakeHandle({"g"}), FakeHandle({"ggml_init"})
+    windows = library.Opened("llama.dll", llama, (ggml, base), (base, ggml))
+    assert library._symbol(windows, "ggml_init") is not None
+    assert library._symbol(windows, "llama_free") is not None
+    assert library._symbol(windows, "llama_missing") is None
+    assert library._symbol(windows, "ggml_missing") is None
 
 
 # --- the real one ---

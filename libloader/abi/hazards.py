@@ -37,6 +37,8 @@ HAZARDS: tuple[Hazard, ...] = (
            "n_seq_max above n_batch aborts in context creation"),
     Hazard("streams_copy_whole", "b5913", "",
            "without kv_unified only whole sequences can be copied; else the process aborts"),
+    Hazard("load_mode_3_is_direct_io", "b10105", "b10145",
+           "load_mode 3 is direct I/O, not mmap with mlock"),
     # for the layers above
     Hazard("dist_reads_p", "b3600", "b3988",
            "the dist sampler draws by the p that the sampler before it left, temperature or not"),

@@ -47,11 +47,11 @@ _loaded: Library | None = None
 
 
 class Opened(NamedTuple):
-    """An open library: where ggml_* functions are found (`ggml`), all that we opened (`parts`)."""
+    """An open library; `ggml` is where ggml_* functions are looked up, `parts` what came before."""
 
     path: str
     handle: ctypes.CDLL
-    ggml: ctypes.CDLL
+    ggml: tuple[ctypes.CDLL, ...]
     parts: tuple[ctypes.CDLL, ...]
 
 
@@ -112,17 +112,16 @@ class Library:
         return {item.name: item for item in prototypes.CAPABILITIES}[name]
 
     def _lacks(self, capability: prototypes.Capability) -> str:
-        return (
-            f"this libllama ({self.release}) cannot do {capability.meaning}; "
-            f"it came with {capability.since}"
-        )
+        why = f"it came with {capability.since}"
+        if self.bracket.low >= builds.order(capability.since):
+            why = "its arguments changed about this build, and nothing tells which ones it has"
+        return f"this libllama ({self.release}) cannot do {capability.meaning}; {why}"
 
     # --- parameters ---
 
     def model_params(self) -> structs.Params:
         """Return llama_model_params with the library's defaults."""
-        bracket = builds.Bracket(builds.order("b10105"), builds.order("b10145"))
-        older = self.bracket.meets(*bracket)
+        older = self.hazard("load_mode_3_is_direct_io")
         modes = structs.OLDER_LOAD_MODES if older else structs.LOAD_MODES
         return self._params("llama_model_params", modes)
 
@@ -328,9 +327,8 @@ def open_library(path: str) -> Opened:
     except OSError as error:
         _close(parts)
         raise errors.LibraryRefused(f"{path} cannot be loaded: {error}") from error
-    ggml = handle
-    if sys.platform == "win32" and parts:  # GetProcAddress does not search dependencies
-        ggml = parts[-1]
+    # dlsym searches what libllama itself is bound to; GetProcAddress does not search dependencies.
+    ggml = tuple(reversed(parts)) if sys.platform == "win32" else (handle,)
     return Opened(path, handle, ggml, tuple(parts))
 
 
@@ -367,8 +365,7 @@ def _close(parts: list[ctypes.CDLL]) -> None:
 
 def _symbol(opened: Opened, name: str) -> Any | None:
     """Return a fresh function object for a symbol; None if the library does not export it."""
-    order = (opened.ggml, *opened.parts) if name.startswith("ggml") else (opened.handle,)
-    for handle in order:
+    for handle in opened.ggml if name.startswith("ggml") else (opened.handle,):
         with contextlib.suppress(AttributeError):
             return handle[name]
     return None

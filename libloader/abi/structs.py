@@ -80,7 +80,7 @@ OLDER_FIELDS: dict[str, tuple[str, dict[int, int]]] = {
 
 # b10105 merged use_mmap and use_mlock into load_mode: (mmap, mlock) -> mode.
 LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
-# In b10105..b10144 mode 3 meant direct I/O; MLOCK locked a mapped model there.
+# Where mode 3 is direct I/O (b10105..b10144) MLOCK is the nearest: it locks a mapped model there.
 OLDER_LOAD_MODES = {**LOAD_MODES, (True, True): 2}
 
 
