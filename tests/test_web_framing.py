@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import suppress
@@ -16,6 +17,9 @@ from web_client import (
     wait_until,
     web_server,
 )
+
+from libloader.errors import ClientGone
+from libloader.web.wire import Wire
 
 SMUGGLED = b"GET /SMUGGLED HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HOST = b"Host: localhost\r\n"
@@ -389,6 +393,32 @@ def test_an_error_in_describing_an_error_still_ends_in_a_reply(caplog):
 
     with web_server(describe_error=describe) as web:
         assert web.ask("GET", "/nowhere").status == 500
+
+
+def test_a_client_that_left_before_its_refusal_is_no_error(monkeypatch, caplog):
+    def gone(wire, data):
+        raise ClientGone
+
+    monkeypatch.setattr(Wire, "send_all", gone)
+    with web_server() as web:
+        for data in (b"nonsense\r\n\r\n", request_bytes("GET", "/nowhere")):
+            with web.connect() as client:
+                client.send(data)
+                assert client.read_to_end() == b""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_no_line_of_the_log_holds_a_key_a_query_or_a_raw_control_character(caplog):
+    """G07 G11"""
+    caplog.set_level(logging.DEBUG)
+    with web_server(api_keys=("sk-secret",)) as web:
+        web.ask("GET", "/echo?prompt=private", X_Api_Key="sk-secret")
+        web.ask("GET", "/echo?api_key=sk-secret", Authorization="Bearer sk-secret2")
+        web.ask("GET", "/%c2%9b31m%e2%80%ae")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if " GET /" in line]) == 3
+    assert not [line for line in lines if "secret" in line or "private" in line]
+    assert all(line.isascii() and line.isprintable() for line in lines)
 
 
 def test_a_handler_that_forgets_to_answer_is_a_500(caplog):

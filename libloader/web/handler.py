@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -207,7 +208,8 @@ class Handler(BaseHTTPRequestHandler):
             *reply.headers,
         )
         self.shared.count(f"status_{reply.status}")
-        self.wire.send_all(encode_head(reply.status, 1, fields) + body)
+        with suppress(ClientGone):
+            self.wire.send_all(encode_head(reply.status, 1, fields) + body)
 
     def _log_answer(self) -> None:
         exchange = self._exchange

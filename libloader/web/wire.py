@@ -26,9 +26,8 @@ from libloader.web.watch import READ, WRITE, Channel, Watcher
 if TYPE_CHECKING:
     import ssl
 
-_STREAM_SEND_BUFFER_BYTES = (
-    256 * 1024
-)  # what the kernel keeps for a slow reader, before our backlog
+# What the kernel keeps for a slow reader, before our backlog begins.
+_STREAM_SEND_BUFFER_BYTES = 256 * 1024
 
 
 class Wire(Channel):
