@@ -138,15 +138,68 @@ def _tensor_shapes() -> dict[str, tuple[int, ...]]:
 
 def tiny_llama(extra_keys=(), *, seed: int = 1, norm: float = 1.0) -> bytes:
     """A whole llama model with random weights: some 90,000 numbers, the vocabulary above."""
-    rng = random.Random(seed)
-    tensors = {}
-    for name, shape in _tensor_shapes().items():
-        n_numbers = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        flat = (
-            [norm] * n_numbers if "norm" in name else [rng.gauss(0, 0.2) for _ in range(n_numbers)]
-        )
-        tensors[name] = (shape, array("f", flat))
+    tensors = _random_tensors(_tensor_shapes(), seed, norm)
     return with_data([*hyperparameter_keys(), *vocabulary_keys(), *extra_keys], tensors)
+
+
+def _random_tensors(shapes: dict, seed: int, norm: float) -> dict:
+    rng = random.Random(seed)
+
+    def numbers(name: str, count: int) -> array:
+        is_norm = name.endswith("norm.weight")
+        return array("f", [norm if is_norm else rng.gauss(0, 0.2) for _ in range(count)])
+
+    return {
+        name: (shape, numbers(name, shape[0] * (shape[1] if len(shape) > 1 else 1)))
+        for name, shape in shapes.items()
+    }
+
+
+BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "▁hello", "▁world", "▁a", "▁b"]
+
+
+def tiny_bert() -> bytes:
+    """A whole BERT with random weights: an encoder without a KV cache, which only embeds."""
+    counts = {
+        "context_length": N_CTX,
+        "embedding_length": N_EMBD,
+        "block_count": 1,
+        "feed_forward_length": N_FF,
+        "attention.head_count": N_HEAD,
+        "pooling_type": 1,
+    }
+    special = {"bos": 2, "cls": 2, "eos": 3, "seperator": 3, "unknown": 1, "padding": 0, "mask": 4}
+    keys = [
+        key("general.architecture", STRING, "bert"),
+        *(key(f"bert.{name}", U32, count) for name, count in counts.items()),
+        key("bert.attention.layer_norm_epsilon", F32, 1e-12),
+        key("bert.attention.causal", BOOL, False),
+        key("tokenizer.ggml.model", STRING, "bert"),
+        key("tokenizer.ggml.tokens", STRING, BERT_WORDS),
+        key("tokenizer.ggml.token_type", I32, [CONTROL] * 5 + [NORMAL] * 4),
+        key("tokenizer.ggml.scores", F32, [0.0] * len(BERT_WORDS)),
+        key("tokenizer.ggml.token_type_count", U32, 2),
+        *(key(f"tokenizer.ggml.{name}_token_id", U32, token) for name, token in special.items()),
+    ]
+    return with_data(keys, _random_tensors(_bert_shapes(), 1, 1.0))
+
+
+def _bert_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (N_EMBD, len(BERT_WORDS)),
+        "token_types.weight": (N_EMBD, 2),
+        "position_embd.weight": (N_EMBD, N_CTX),
+        "token_embd_norm.weight": (N_EMBD,),
+        "token_embd_norm.bias": (N_EMBD,),
+    }
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        shapes[f"blk.0.{name}.weight"] = (N_EMBD, N_EMBD)
+        shapes[f"blk.0.{name}.bias"] = (N_EMBD,)
+    for name in ("attn_output_norm", "layer_output_norm"):
+        shapes[f"blk.0.{name}.weight"] = shapes[f"blk.0.{name}.bias"] = (N_EMBD,)
+    shapes.update({"blk.0.ffn_up.weight": (N_EMBD, N_FF), "blk.0.ffn_up.bias": (N_FF,)})
+    shapes.update({"blk.0.ffn_down.weight": (N_FF, N_EMBD), "blk.0.ffn_down.bias": (N_EMBD,)})
+    return shapes
 
 
 def write(path: Path, raw: bytes) -> str:

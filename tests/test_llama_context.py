@@ -13,6 +13,7 @@ from libloader.errors import DecodeFailed, EngineUnavailable, ModelLoadFailed
 from libloader.llama import context as context_module
 from libloader.llama.batch import Batch
 from libloader.llama.context import Context
+from libloader.llama.model import Model
 
 pytestmark = pytest.mark.native
 
@@ -313,6 +314,22 @@ def test_without_pooling_each_row_has_its_vector(open_context):
     assert list(context.embeddings_row(0)) != list(context.embeddings_row(1))
     with pytest.raises(DecodeFailed):
         context.embeddings_seq(0)
+
+
+def test_an_encoder_embeds_without_a_kv_cache(native_library, tmp_path):
+    if native_library.hazard("mean_pooling"):
+        pytest.skip("this build aborts on mean pooling")
+    path = files.write(tmp_path / "bert.gguf", files.tiny_bert())
+    with Model.load(native_library, path, SETTINGS) as model:
+        tokens = model.vocab.tokenize("hello world", True, False)
+        pieces = [model.vocab.piece(token, special=True).strip() for token in tokens]
+        assert pieces == [b"[CLS]", b"hello", b"world", b"[SEP]"]
+        assert not model.generates
+        pooled = Context(model, SETTINGS, embeddings=True)
+        (alone,) = embed(pooled, tokens)
+        beside, _ = embed(pooled, tokens, tokens[:2])
+    assert any(alone)
+    assert list(beside) == pytest.approx(list(alone), abs=1e-3)
 
 
 def test_an_input_to_embed_must_fit_one_micro_batch(open_context):

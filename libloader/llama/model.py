@@ -89,6 +89,12 @@ class Model(Handle):
         return self.has_encoder and self.has_decoder
 
     @property
+    def generates(self) -> bool:
+        """Whether it continues text; BERT and its kind look both ways and only embed."""
+        is_causal = self.file.metadata.get(f"{self.architecture}.attention.causal", True)
+        return bool(is_causal) and not self.is_encoder_decoder
+
+    @property
     def pooling(self) -> int:
         """llama_pooling_type that the file asks for; -1 if it does not say."""
         return self.file.integer(f"{self.architecture}.pooling_type", -1)
