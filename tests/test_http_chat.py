@@ -160,7 +160,7 @@ def test_a_client_that_hangs_up_frees_its_slot(server):
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         client.sendall(head % len(raw) + raw)
         assert client.recv(200)
-        assert server.get("/health")[1]["running"] >= 1
+        wait_until(lambda: server.get("/health")[1]["running"] >= 1)
     wait_until(lambda: server.get("/health")[1]["running"] == 0)
 
 
