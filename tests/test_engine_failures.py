@@ -128,6 +128,20 @@ def test_nan_logits_end_one_request():
     assert_untouched(bench, "ant", "bee", "dog")
 
 
+def test_logprobs_of_no_numbers_end_one_request():
+    bench = endless()
+
+    def nan(row, token, n_top):
+        raise NanLogits("the model produced no finite numbers")
+
+    bench.context.logprobs = nan
+    submit_all(bench)
+    bench.submit("eel", top_logprobs=1)
+    bench.run()
+    assert failures(bench) == {"eel": "NanLogits"}
+    assert_untouched(bench, *PROMPTS)
+
+
 def test_a_grammar_that_libllama_refuses_ends_one_request():
     def open_chain(sampling):
         if sampling.grammar:

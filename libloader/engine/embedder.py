@@ -6,7 +6,7 @@ Lives here: packing of inputs into batches, normalising, base64. Not here: how t
 Laws:
 - One input is decoded in one piece: pooling looks at one micro-batch. So n_ubatch is the limit.
 - Inputs of one request and of several share a batch, each under a seq_id of its own.
-- While chat is running one call decodes at most POLITE_TOKENS, or one input that is longer.
+- While chat is running a batch is cut to what the streams hardly feel, but never below one input.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from libloader.core import EmbeddingEvent
 from libloader.engine.ports import BatchPort, ContextPort, OpenEmbedder
 from libloader.engine.sequence import LiveRequest
 from libloader.errors import DecodeFailed
-
-POLITE_TOKENS = 512
 
 
 class Input(NamedTuple):
@@ -59,14 +57,17 @@ class Embedder:
         """Forget the inputs of `live` that are still in line."""
         self._line = deque(item for item in self._line if item.live is not live)
 
-    def next_inputs(self, chat_is_running: bool) -> list[Input]:
-        """Take from the line what the next batch holds: at least one input if there is one."""
+    def next_inputs(self, n_polite: int | None) -> list[Input]:
+        """Take from the line what the next batch holds: at least one input if there is one.
+
+        `n_polite` bounds its tokens; None: only the batch does.
+        """
         if not self._line:
             return []
         context, batch = self._native()
         room = min(batch.capacity, context.n_batch, context.n_ctx)
-        if chat_is_running:
-            room = min(room, POLITE_TOKENS)
+        if n_polite is not None:
+            room = min(room, n_polite)
         taken: list[Input] = []
         while self._line and len(taken) < context.n_seq_max:
             room -= len(self._line[0].tokens)

@@ -1,15 +1,15 @@
 """The engine: requests in, events out, one batch per step.
 
-Lives here: the step loop, the life of a request, and what happens when native code says no.
-Not here: JSON, clients, threads, clocks (`clock` is given); who runs when (scheduler.py); what the
-KV cache holds (slot.py); text (detokenizer.py); how to read a prompt (prompt_reader.py).
+Lives here: the step and the life of a request. Not here: JSON, clients, threads, clocks (`clock` is
+given); who runs when (scheduler.py); what is known of a prompt (prefix_cache.py); the batch
+(decoding.py); text (detokenizer.py); reading a prompt (prompt_reader.py).
 
 Laws:
 - One thread calls `step`; it owns Context, Batch and sampler chains. `submit` and `cancel` may be
   called from any thread: they only leave a note, which the next step reads.
 - Each submitted request ends with exactly one RequestDone or RequestFailed, unless it is cancelled:
   then nothing more is said of it.
-- No request fails for another's sake. A refused batch is halved until the one at fault is alone.
+- No request fails for another's sake.
 - Identical requests give identical greedy text up to floating point: libllama sums a row in another
   order when the batch has another shape, so two nearly equal logits may change places.
 """
@@ -35,6 +35,7 @@ from libloader.core import (
     TokenEvent,
     TokensEvent,
 )
+from libloader.engine.decoding import Decoding
 from libloader.engine.embedder import Embedder, Input
 from libloader.engine.ports import (
     BatchPort,
@@ -46,8 +47,7 @@ from libloader.engine.ports import (
 )
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
-from libloader.engine.sampling import Due, Sampling
-from libloader.engine.scheduler import Plan, Scheduler
+from libloader.engine.scheduler import Scheduler
 from libloader.engine.sequence import LENGTH, LiveRequest, Sequence
 from libloader.engine.speculate import Lookup
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
@@ -61,10 +61,8 @@ from libloader.errors import (
 )
 
 DEFAULT_QUEUE = 128
-DECODED, NO_ROOM, REFUSED = 0, 1, -1  # llama_decode; 2 is aborted, other negatives are errors
 CACHED_PIECES = 1 << 15  # tokens whose bytes are kept: a call into C costs a hundred look-ups
 NO_INFO = ModelInfo()
-Rows = list[tuple[Sequence, int]]  # (sequence, row of the batch that has its logits)
 
 
 def no_breadcrumb(phase: str, request_id: str, step: int) -> None:
@@ -96,7 +94,6 @@ class Engine:
         self._piece = functools.lru_cache(CACHED_PIECES)(model.vocab.piece)
         self._is_eog = functools.lru_cache(CACHED_PIECES)(model.vocab.is_eog)
         self._context = context
-        self._batch = batch
         self._open_chain = open_chain
         self._clock = clock
         self._breadcrumb = breadcrumb
@@ -108,16 +105,23 @@ class Engine:
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
         self._embedder = Embedder(open_embedder)
-        self._sampling = Sampling(
-            context, model.vocab.n_tokens, n_sampling_threads, self._mark_sampling
-        )
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
-        self._n_steps = 0
         self._n_arrived = 0
         self._service_s = Average()
         self.counters = Counters()
+        self._decoding = Decoding(
+            context,
+            batch,
+            self._scheduler,
+            self.counters,
+            listener=self,
+            n_vocab=model.vocab.n_tokens,
+            n_sampling_threads=n_sampling_threads,
+            clock=clock,
+            breadcrumb=breadcrumb,
+        )
 
     def submit(self, request: Request) -> None:
         """Take `request` up in the next step. Any thread."""
@@ -148,14 +152,15 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Bring everyone who runs one token further; return what happened. One thread only."""
-        self._n_steps += 1
+        self._decoding.step += 1
         self._read_inbox()
-        self._breadcrumb("schedule", "", self._n_steps)  # KV cells move: no single request's doing
+        # KV cells may move: no single request's doing.
+        self._breadcrumb("schedule", "", self._decoding.step)
         self._end_overdue()
         self._admit()
         plan = self._scheduler.plan()
         if plan:
-            self._decode(plan)
+            self._decoding.decode(plan)
         else:
             self._scheduler.wait_for_states()
         if len(self._embedder):
@@ -168,7 +173,7 @@ class Engine:
         for live in list(self._live.values()):
             self._drop(live)
         self._scheduler.cache.close()
-        self._sampling.close()
+        self._decoding.close()
         self._embedder.close()
         self._on_close()
 
@@ -178,7 +183,7 @@ class Engine:
             "n_running": self.n_running,
             "n_waiting": self.n_waiting,
             "n_cells_used": self.n_cells_used,
-            "n_steps": self._n_steps,
+            "n_steps": self._decoding.step,
             **{f"n_hits_{level}": n for level, n in self._scheduler.cache.hits.items()},
             **self.counters.figures(),
         }
@@ -201,7 +206,7 @@ class Engine:
 
     def _begin(self, request: Request) -> None:
         assert request.id not in self._live, f"request id {request.id} is in use"
-        self._breadcrumb("tokenize", request.id, self._n_steps)
+        self._breadcrumb("tokenize", request.id, self._decoding.step)
         try:
             begin = _BEGIN.get(request.kind)
             if begin is None:
@@ -267,9 +272,10 @@ class Engine:
         request = sequence.live.request
         if len(sequence.tokens) >= sequence.n_limit:
             sequence.reason = LENGTH
-        for token in request.resume[sequence.index] if request.resume else ():
+        known = request.resume[sequence.index] if sequence.index < len(request.resume) else ()
+        for token in known:
             if sequence.reason:
-                break
+                return
             self._take(sequence, token)
 
     def _admit(self) -> None:
@@ -287,14 +293,14 @@ class Engine:
     def _open_chain_for(self, sequence: Sequence) -> None:
         request = sequence.live.request
         seed = (request.sampling.seed + sequence.index) % 2**32  # choices must differ
-        self._breadcrumb("grammar_init", request.id, self._n_steps)
+        self._breadcrumb("grammar_init", request.id, self._decoding.step)
         try:
             sequence.chain = self._open_chain(dataclasses.replace(request.sampling, seed=seed))
             sequence.chain.accept_prompt(sequence.tokens[: sequence.n_prompt])
             for token in sequence.tokens[sequence.n_prompt :]:
                 sequence.chain.accept(token)
         except IgllamaError as error:
-            self._fail(sequence.live, error)
+            self.on_failure(sequence.live, error)
 
     def _end(self, sequence: Sequence) -> None:
         """End one choice, and its request if it was the last."""
@@ -317,10 +323,6 @@ class Engine:
         self.counters.count_request(usage)
         if live.is_seated:
             self._service_s.add(now_s - live.seated_s)
-
-    def _fail(self, live: LiveRequest, error: IgllamaError) -> None:
-        self._drop(live)
-        self._report_failure(live.request.id, error)
 
     def _report_failure(self, request_id: str, error: IgllamaError) -> None:
         self.counters.count_failure(error)
@@ -353,18 +355,11 @@ class Engine:
         now_s = self._clock()
         for live in [live for live in self._live.values() if live.deadline_s <= now_s]:
             if not live.is_seated:
-                self._fail(live, self._queue_full("the request's time ran out in the queue"))
+                self.on_failure(live, self._queue_full("the request's time ran out in the queue"))
                 continue
             for sequence in live.sequences:
                 if not sequence.reason:
                     self._end_early(sequence)
-
-    def _end_early(self, sequence: Sequence) -> None:
-        """End a choice between two tokens: what was generated until now is its answer."""
-        text = sequence.cut_short()
-        if text:
-            self._events.append(TokenEvent(sequence.live.request.id, sequence.index, text, ()))
-        self._end(sequence)
 
     def _check_queue(self, request: Request) -> None:
         n_ahead = self.n_waiting - (self.n_parallel - self.n_running)
@@ -376,61 +371,29 @@ class Engine:
         turns = (self.n_waiting + 1) / self.n_parallel
         return QueueFull(reason, retry_after_s=max(1.0, turns * self._service_s.or_else(1.0)))
 
-    # -- one batch ------------------------------------------------------------------------------
+    # -- what a batch brought (decoding.Listener) -------------------------------------------------
 
-    def _decode(self, plan: Plan) -> None:
-        """Decode `plan` and sample who is due; recover if it is refused."""
-        ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
-        self._breadcrumb("make_room", ids, self._n_steps)
-        self._scheduler.cache.make_room(sum(n + len(sequence.draft) for sequence, n in plan))
-        rows = self._fill(plan)
-        started_s = self._clock()
-        # Prompts may take their time; a hung step of streams shall be noticed soon.
-        phase = "prefill" if self._batch.n_tokens > len(plan) else "decode"
-        self._breadcrumb(phase, ids, self._n_steps)
+    def on_tokens(self, sequence: Sequence, tokens: list[int], row: int) -> None:
+        """Make an event of each token, up to the one that ends the choice."""
+        live = sequence.live
+        self._note_token(sequence)
+        self._breadcrumb("detok", live.request.id, self._decoding.step)
         try:
-            code = self._context.decode(self._batch)
-        except DecodeFailed:  # our own guards stopped it before C
-            code = REFUSED
-        if code != DECODED:
-            self._recover(plan, code)
+            for each_row, token in enumerate(tokens, row):
+                text = self._take(sequence, token)
+                chances = self._logprobs(each_row, token, live.request.top_logprobs)
+                event = TokenEvent(live.request.id, sequence.index, text, (token,), chances)
+                self._events.append(event)
+                if sequence.reason:
+                    break
+        except IgllamaError as error:
+            self.on_failure(live, error)
             return
-        self._commit(plan)
-        self._sample(rows)
-        seconds = self._clock() - started_s  # libllama may compute until the first sample
-        self._scheduler.pace.note([n for _, n in plan], seconds)
+        if sequence.reason:
+            self._end(sequence)
 
-    def _fill(self, plan: Plan) -> Rows:
-        """Put the plan into the batch; return whose logits come out where."""
-        batch = self._batch
-        batch.clear()
-        rows: Rows = []
-        for sequence, n in plan:
-            slot, tokens = sequence.slot, sequence.tokens
-            assert slot is not None
-            start, seq_id, last = len(slot.tokens), slot.seq_id, len(tokens) - 1
-            for position in range(start, start + n):
-                batch.add(tokens[position], position, seq_id, position == last)
-            if start + n > last:
-                rows.append((sequence, batch.n_tokens - 1))
-                for position, token in enumerate(sequence.draft, last + 1):
-                    batch.add(token, position, seq_id, True)
-        return rows
-
-    def _commit(self, plan: Plan) -> None:
-        """Note in the mirror of the KV cache what was decoded."""
-        slots = self._scheduler.slots
-        for sequence, n in plan:
-            slot = sequence.slot
-            assert slot is not None
-            start = len(slot.tokens)
-            slots.append(slot, sequence.tokens[start : start + n] + sequence.draft)
-            if start < sequence.n_prompt:
-                self._count_prompt(sequence, start, n)
-        self.counters.n_batches += 1
-        self.counters.batch_rows.add(self._batch.n_tokens)
-
-    def _count_prompt(self, sequence: Sequence, start: int, n: int) -> None:
+    def on_prefill(self, sequence: Sequence, start: int, n: int) -> None:
+        """Count what was computed and what was not; tell how far a longer prompt has come."""
         live = sequence.live
         live.n_computed += n
         if not sequence.is_counted:
@@ -440,48 +403,23 @@ class Engine:
             progress = (sequence.n_prompt, live.n_cached, start + n)
             self._events.append(ProgressEvent(live.request.id, *progress))
 
-    def _sample(self, rows: Rows) -> None:
-        due: list[Due] = []
-        for sequence, row in rows:
-            assert sequence.chain is not None, "a seated sequence has a chain"
-            due.append(Due(sequence.live.request.id, sequence.chain, row, sequence.draft))
-        for (sequence, row), outcome in zip(rows, self._sampling.sample(due)):
-            if sequence.chain is None:  # another choice of its request failed a moment ago
-                continue
-            if isinstance(outcome, IgllamaError):
-                self._fail(sequence.live, outcome)
-            else:
-                self._take_back(sequence, len(outcome) - 1)
-                self._deliver(sequence, outcome, row)
+    def on_failure(self, live: LiveRequest, error: IgllamaError) -> None:
+        """End a request with `error`."""
+        self._drop(live)
+        self._report_failure(live.request.id, error)
 
-    def _take_back(self, sequence: Sequence, n_right: int) -> None:
-        """Remove wrong guesses from the KV cache."""
-        slot, lookup, n_drafted = sequence.slot, sequence.lookup, len(sequence.draft)
-        if not n_drafted or slot is None or lookup is None:
-            return
-        sequence.draft = []
-        lookup.learn(n_drafted, n_right)
-        if n_right < n_drafted:
-            self._scheduler.slots.truncate(slot, len(sequence.tokens) + n_right)
+    def on_no_room(self, sequence: Sequence) -> None:
+        """End a choice that alone fills all there is."""
+        self._end_early(sequence)
 
-    def _mark_sampling(self, request_ids: str) -> None:
-        self._breadcrumb("sample", request_ids, self._n_steps)
+    def _end_early(self, sequence: Sequence) -> None:
+        """End a choice between two tokens: what was generated until now is its answer."""
+        text = sequence.cut_short()
+        if text:
+            self._events.append(TokenEvent(sequence.live.request.id, sequence.index, text, ()))
+        self._end(sequence)
 
-    def _deliver(self, sequence: Sequence, tokens: list[int], row: int) -> None:
-        """Make an event of each token; the first was sampled from `row`, the next from the next."""
-        live = sequence.live
-        self._note_time(sequence)
-        self._breadcrumb("detok", live.request.id, self._n_steps)
-        for each_row, token in enumerate(tokens, row):
-            text = self._take(sequence, token)
-            chances = self._logprobs(each_row, token, live.request.top_logprobs)
-            event = TokenEvent(live.request.id, sequence.index, text, (token,), chances)
-            self._events.append(event)
-            if sequence.reason:
-                self._end(sequence)
-                return
-
-    def _note_time(self, sequence: Sequence) -> None:
+    def _note_token(self, sequence: Sequence) -> None:
         now_s, live = self._clock(), sequence.live
         if live.first_token_s == math.inf:
             live.first_token_s = now_s
@@ -506,48 +444,11 @@ class Engine:
     def _piece_text(self, token: int) -> str:
         return self._piece(token, True).decode("latin-1")
 
-    # -- when native code says no ---------------------------------------------------------------
-
-    def _recover(self, plan: Plan, code: int) -> None:
-        """Bring memory and mirror together again, then try smaller."""
-        self.counters.n_refused_batches += 1
-        had_guesses = any(sequence.draft for sequence, _ in plan)
-        for sequence, _ in plan:
-            sequence.draft = []
-            if sequence.slot is not None:
-                self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
-        if had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
-            self._decode(plan)
-        elif len(plan) > 1:
-            half = len(plan) // 2
-            self._decode_rest(plan[:half])
-            self._decode_rest(plan[half:])
-        elif code == NO_ROOM:
-            self._find_room(*plan[0])
-        else:
-            message = f"llama_decode answered {code} to a batch of this request alone"
-            self._fail(plan[0][0].live, DecodeFailed(message))
-
-    def _decode_rest(self, plan: Plan) -> None:
-        still_seated = [item for item in plan if item[0].slot is not None]
-        if still_seated:
-            self._decode(still_seated)
-
-    def _find_room(self, sequence: Sequence, n: int) -> None:
-        """Decode fewer tokens of `sequence`, or let the youngest wait, or end it: it fills all."""
-        if n > 1:
-            self._decode([(sequence, n // 2)])
-        elif self.n_running > 1:
-            self._scheduler.preempt_youngest()
-            self.counters.n_preempted += 1
-        else:
-            self._end_early(sequence)
-
     # -- embeddings -----------------------------------------------------------------------------
 
     def _embed(self) -> None:
         """Decode one batch of inputs; if it is refused, each of them alone."""
-        inputs = self._embedder.next_inputs(chat_is_running=self.n_running > 0)
+        inputs = self._embedder.next_inputs(self._scheduler.polite_rows())
         for item in inputs:
             self._note_begin(item.live)
         if not self._embed_together(inputs):
@@ -557,12 +458,12 @@ class Engine:
 
     def _embed_together(self, inputs: list[Input]) -> bool:
         ids = dict.fromkeys(item.live.request.id for item in inputs)
-        self._breadcrumb("prefill", " ".join(ids), self._n_steps)
+        self._breadcrumb("prefill", " ".join(ids), self._decoding.step)
         try:
             events = self._embedder.embed(inputs)
         except DecodeFailed as error:
             if len(inputs) == 1:
-                self._fail(inputs[0].live, error)
+                self.on_failure(inputs[0].live, error)
             return len(inputs) == 1
         for item, event in zip(inputs, events):
             self._events.append(event)

@@ -75,6 +75,12 @@ class Scheduler:
         plan.sort(key=_by_seq_id)
         return plan
 
+    def polite_rows(self) -> int | None:
+        """Return how many rows work beside the streams may take at once; None: nobody minds."""
+        if not self.running:
+            return None
+        return self.pace.chunk(len(self.running), self._context.n_ubatch)
+
     def wait_for_states(self) -> None:
         """With nothing to decode, sleep until a saved state has come from the disk, or a moment."""
         coming = [sequence.loading.state for sequence in self.running if sequence.loading]

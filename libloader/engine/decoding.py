@@ -1,0 +1,185 @@
+"""One batch: filled from a plan, decoded, sampled; and what happens when native code says no.
+
+Lives here: the way from a plan to tokens. Not here: the plan (scheduler.py), what tokens mean for a
+request (the Listener: engine.py).
+
+Laws:
+- What libllama holds and what `Slots` says it holds are the same before and after each call here.
+- No sequence fails for another's sake: a refused batch is halved until the one at fault is alone.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Protocol
+
+from libloader.engine.ports import BatchPort, Breadcrumb, ContextPort
+from libloader.engine.sampling import Due, Sampling
+from libloader.engine.scheduler import Plan, Scheduler
+from libloader.engine.sequence import LiveRequest, Sequence
+from libloader.engine.timings import Counters
+from libloader.errors import DecodeFailed, IgllamaError
+
+DECODED, NO_ROOM, REFUSED = 0, 1, -1  # llama_decode; 2 is aborted, other negatives are errors
+Rows = list[tuple[Sequence, int]]  # (sequence, row of the batch that has its logits)
+
+
+class Listener(Protocol):
+    """Whom the outcomes concern. Any of these may take sequences out of their slots."""
+
+    def on_tokens(self, sequence: Sequence, tokens: list[int], row: int) -> None:
+        """`tokens` follow; the first was sampled from `row`, each next one from the next row."""
+
+    def on_prefill(self, sequence: Sequence, start: int, n: int) -> None:
+        """Tokens [start, start + n) of `sequence` are computed, some of them of its prompt."""
+
+    def on_failure(self, live: LiveRequest, error: IgllamaError) -> None:
+        """The request cannot go on."""
+
+    def on_no_room(self, sequence: Sequence) -> None:
+        """`sequence` runs alone and there is no room for its next token."""
+
+
+class Decoding:
+    """Owns the batch. Engine thread only; `step` numbers the breadcrumbs."""
+
+    def __init__(
+        self,
+        context: ContextPort,
+        batch: BatchPort,
+        scheduler: Scheduler,
+        counters: Counters,
+        listener: Listener,
+        *,
+        n_vocab: int,
+        n_sampling_threads: int,
+        clock: Callable[[], float],
+        breadcrumb: Breadcrumb,
+    ) -> None:
+        self.step = 0
+        self._context = context
+        self._batch = batch
+        self._scheduler = scheduler
+        self._counters = counters
+        self._listener = listener
+        self._clock = clock
+        self._breadcrumb = breadcrumb
+        self._sampling = Sampling(context, n_vocab, n_sampling_threads, self._mark_sampling)
+
+    def decode(self, plan: Plan) -> None:
+        """Decode `plan` and sample who is due; recover if it is refused."""
+        ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
+        self._breadcrumb("make_room", ids, self.step)
+        self._scheduler.cache.make_room(sum(n + len(sequence.draft) for sequence, n in plan))
+        rows = self._fill(plan)
+        started_s = self._clock()
+        # Prompts may take their time; a hung step of streams shall be noticed soon.
+        phase = "prefill" if self._batch.n_tokens > len(plan) else "decode"
+        self._breadcrumb(phase, ids, self.step)
+        try:
+            code = self._context.decode(self._batch)
+        except DecodeFailed:  # our own guards stopped it before C
+            code = REFUSED
+        if code != DECODED:
+            self._recover(plan, code)
+            return
+        self._commit(plan)
+        self._sample(rows)
+        seconds = self._clock() - started_s  # libllama may compute until the first sample
+        self._scheduler.pace.note([n for _, n in plan], seconds)
+
+    def close(self) -> None:
+        self._sampling.close()
+
+    def _fill(self, plan: Plan) -> Rows:
+        """Put the plan into the batch; return whose logits come out where."""
+        batch = self._batch
+        batch.clear()
+        rows: Rows = []
+        for sequence, n in plan:
+            slot, tokens = sequence.slot, sequence.tokens
+            assert slot is not None
+            start, seq_id, last = len(slot.tokens), slot.seq_id, len(tokens) - 1
+            for position in range(start, start + n):
+                batch.add(tokens[position], position, seq_id, position == last)
+            if start + n > last:
+                rows.append((sequence, batch.n_tokens - 1))
+                for position, token in enumerate(sequence.draft, last + 1):
+                    batch.add(token, position, seq_id, True)
+        return rows
+
+    def _commit(self, plan: Plan) -> None:
+        """Note in the mirror of the KV cache what was decoded."""
+        slots = self._scheduler.slots
+        for sequence, n in plan:
+            slot = sequence.slot
+            assert slot is not None
+            start = len(slot.tokens)
+            slots.append(slot, sequence.tokens[start : start + n] + sequence.draft)
+            if start < sequence.n_prompt:
+                self._listener.on_prefill(sequence, start, n)
+        self._counters.n_batches += 1
+        self._counters.batch_rows.add(self._batch.n_tokens)
+
+    def _sample(self, rows: Rows) -> None:
+        due: list[Due] = []
+        for sequence, row in rows:
+            assert sequence.chain is not None, "a seated sequence has a chain"
+            due.append(Due(sequence.live.request.id, sequence.chain, row, sequence.draft))
+        for (sequence, row), outcome in zip(rows, self._sampling.sample(due)):
+            if sequence.slot is None:  # another choice of its request failed a moment ago
+                continue
+            if isinstance(outcome, IgllamaError):
+                self._listener.on_failure(sequence.live, outcome)
+                continue
+            if sequence.draft:
+                self._take_back(sequence, len(outcome) - 1)
+            self._listener.on_tokens(sequence, outcome, row)
+
+    def _take_back(self, sequence: Sequence, n_right: int) -> None:
+        """Learn from the guesses and remove the wrong ones from the KV cache."""
+        slot, lookup, n_guessed = sequence.slot, sequence.lookup, len(sequence.draft)
+        assert slot is not None and lookup is not None
+        sequence.draft = []
+        lookup.learn(n_guessed, n_right)
+        if n_right < n_guessed:
+            self._scheduler.slots.truncate(slot, len(sequence.tokens) + n_right)
+
+    def _mark_sampling(self, request_ids: str) -> None:
+        self._breadcrumb("sample", request_ids, self.step)
+
+    # -- when native code says no ---------------------------------------------------------------
+
+    def _recover(self, plan: Plan, code: int) -> None:
+        """Bring memory and mirror together again, then try smaller."""
+        self._counters.n_refused_batches += 1
+        had_guesses = any(sequence.draft for sequence, _ in plan)
+        for sequence, _ in plan:
+            sequence.draft = []
+            if sequence.slot is not None:
+                self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
+        if had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
+            self.decode(plan)
+        elif len(plan) > 1:
+            half = len(plan) // 2
+            self._decode_rest(plan[:half])
+            self._decode_rest(plan[half:])
+        elif code == NO_ROOM:
+            self._find_room(*plan[0])
+        else:
+            message = f"llama_decode answered {code} to a batch of this request alone"
+            self._listener.on_failure(plan[0][0].live, DecodeFailed(message))
+
+    def _decode_rest(self, plan: Plan) -> None:
+        still_seated = [item for item in plan if item[0].slot is not None]
+        if still_seated:
+            self.decode(still_seated)
+
+    def _find_room(self, sequence: Sequence, n: int) -> None:
+        """Decode fewer tokens of `sequence`, or let the youngest wait, or end it: it fills all."""
+        if n > 1:
+            self.decode([(sequence, n // 2)])
+        elif len(self._scheduler.running) > 1:
+            self._scheduler.preempt_youngest()
+            self._counters.n_preempted += 1
+        else:
+            self._listener.on_no_room(sequence)
