@@ -54,6 +54,8 @@ from libloader.web.settings import WebSettings
 
 LOG = logging.getLogger("igllama")
 CHILD_FLAG = "--engine-child"
+# What old builds of libllama lack and a user would miss; the rest is ours to work around.
+NOTEWORTHY = ("xtc", "dry", "top_n_sigma", "infill", "grammar_lazy", "backend_sampling")
 # A stream's headers wait so long for the first token, so that an early failure is a plain error.
 OPEN_STREAM_AFTER_S = 10.0
 
@@ -557,13 +559,13 @@ def start_block(app: App, urls: Sequence[str]) -> str:
         ("library", f"{info.library_release}  {info.library_path}"),
         ("layout", info.library_layout),
         ("backends", f"{', '.join(info.backends)}; {info.n_threads} threads"),
-        ("model", f"{app.name}  {info.description}, {info.size_bytes / 2**20:.0f} MiB"),
+        ("model", f"{app.name}  {info.architecture}, {info.n_params / 1e6:,.1f}M parameters"),
         ("context", f"{info.n_ctx_slot} tokens in each of {info.n_slots} slots"),
         (
             "memory",
             f"model {info.size_bytes / 2**20:.0f} MiB, KV cache {info.kv_bytes / 2**20:.0f} MiB",
         ),
-        ("lacks", ", ".join(info.missing)),
+        ("lacks", ", ".join(name for name in info.missing if name in NOTEWORTHY)),
         ("listening", " ".join(urls)),
     )
     lines = [f"igllama {__version__} is ready ({info.load_ms / 1000:.1f} s)"]
