@@ -73,3 +73,14 @@ def test_last_words_are_logged_and_handed_on(log):
     log.fatal(heard.append)(b"ggml.c:12: GGML_ASSERT(x) failed\n")
     assert heard == ["ggml.c:12: GGML_ASSERT(x) failed"]
     assert log.lines == [(logging.CRITICAL, heard[0])]
+
+
+def test_a_warning_about_what_we_do_on_purpose_is_not_shown_as_one(caplog):
+    caplog.set_level(logging.DEBUG, logger="libllama")
+    made = nativelog.NativeLog()
+    made.set_build(order("b9999"))
+    made.callback(
+        3, b"n_ctx_seq (8) > n_ctx_train (4) -- possible training context overflow\n", None
+    )
+    made.callback(3, b"something else\n", None)
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING"]
