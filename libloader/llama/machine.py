@@ -12,6 +12,7 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_1_MEMORY = CGROUP / "memory" / "memory.limit_in_bytes"
 CPUS = Path("/sys/devices/system/cpu")
+MEMINFO = Path("/proc/meminfo")
 
 
 def default_threads() -> int:
@@ -47,7 +48,7 @@ def _cgroup_cpus(default: int) -> int:
 
 
 def _free_memory() -> int:
-    for line in _read(Path("/proc/meminfo")).splitlines():
+    for line in _read(MEMINFO).splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
     try:
