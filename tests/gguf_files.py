@@ -142,6 +142,25 @@ def tiny_llama(extra_keys=(), *, seed: int = 1, norm: float = 1.0) -> bytes:
     return with_data([*hyperparameter_keys(), *vocabulary_keys(), *extra_keys], tensors)
 
 
+def tiny_llama_split(n_parts: int) -> list[bytes]:
+    """The tiny llama in parts: the first holds the keys and the first tensors."""
+    tensors = list(_random_tensors(_tensor_shapes(), 1, 1.0).items())
+    keys = [*hyperparameter_keys(), *vocabulary_keys()]
+    per_part = -(-len(tensors) // n_parts)
+    return [
+        with_data(
+            [
+                *(keys if number == 0 else ()),
+                key("split.no", U16, number),
+                key("split.count", U16, n_parts),
+                key("split.tensors.count", I32, len(tensors)),
+            ],
+            dict(tensors[number * per_part : (number + 1) * per_part]),
+        )
+        for number in range(n_parts)
+    ]
+
+
 def _random_tensors(shapes: dict, seed: int, norm: float) -> dict:
     rng = random.Random(seed)
 

@@ -12,6 +12,7 @@ from libloader.errors import (
     ModelFileInvalid,
     ModelLoadFailed,
 )
+from libloader.llama import gguf
 from libloader.llama.model import Model
 
 pytestmark = pytest.mark.native
@@ -72,6 +73,16 @@ def test_an_error_in_the_progress_report_stops_the_loading_and_comes_out(load):
 def test_a_broken_file_is_refused_before_libllama_sees_it(load):
     with pytest.raises(ModelFileInvalid, match="truncated"):
         load(files.tiny_llama()[:-5000])
+
+
+def test_a_split_model_loads_from_its_first_part(native_library, tmp_path):
+    paths = [
+        files.write(tmp_path / f"tiny-{number:05d}-of-00003.gguf", raw)
+        for number, raw in enumerate(files.tiny_llama_split(3), 1)
+    ]
+    whole = files.write(tmp_path / "whole.gguf", files.tiny_llama())
+    with Model.load(native_library, paths[0], EngineSettings()) as model:
+        assert model.n_params == gguf.read(whole).n_params
 
 
 def test_what_libllama_refuses_is_one_line_with_the_path(load):
