@@ -103,7 +103,7 @@ def test_a_body_that_crashed_the_engine_twice_is_a_422():
 def test_a_killed_engine_is_a_pause_in_every_stream(server):
     texts = ["Tell me a story.", "Count to ninety.", "Write a poem.", "Count to 100."]
     expected = {text: text_of(server.stream(text, max_tokens=60)) for text in texts}
-    with broken("sample:slow") as served:
+    with broken("decode:slow") as served:
         streams = Streams(served, texts, max_tokens=60)
         for _ in range(2):
             time.sleep(0.4)
@@ -159,7 +159,7 @@ def test_sigterm_lets_running_streams_finish_and_exits_with_0():
 
 
 def test_streams_that_cannot_finish_in_the_drain_timeout_get_an_error_event():
-    fault = "sample:slow"
+    fault = "decode:slow"
     with broken(fault, "--drain-timeout", "0.5") as served:
         streams = Streams(served, ["Tell me a story."], **ENDLESS)
         time.sleep(0.5)
@@ -171,7 +171,7 @@ def test_streams_that_cannot_finish_in_the_drain_timeout_get_an_error_event():
 
 
 def test_a_second_sigterm_ends_at_once():
-    with broken("sample:slow") as served:
+    with broken("decode:slow") as served:
         streams = Streams(served, ["Tell me a story."], **ENDLESS)
         time.sleep(0.5)
         served.process.send_signal(signal.SIGTERM)
