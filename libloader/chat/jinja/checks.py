@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Callable
 
 from libloader.chat.jinja.limits import CONTAINERS, Budget
-from libloader.chat.jinja.operators import COMPARISONS
+from libloader.chat.jinja.operators import COMPARISONS, modulo
 from libloader.chat.jinja.values import Object, Undefined, Value, text_of
 
 Function = Callable[..., Value]
@@ -24,11 +24,11 @@ def _is_number(budget: Budget, value: Value) -> bool:
 
 
 def _divisible_by(budget: Budget, value: Value, num: Value) -> bool:
-    return bool(value % num == 0) if _is_number(budget, value) else False
+    return bool(modulo(budget, value, num) == 0)
 
 
 def _parity(remainder: int) -> Function:
-    return lambda budget, value: _is_number(budget, value) and value % 2 == remainder
+    return lambda budget, value: modulo(budget, value, 2) == remainder
 
 
 TESTS: dict[str, Function] = {

@@ -87,8 +87,9 @@ def _indent(
 ) -> str:
     margin = width if isinstance(width, str) else " " * _width(width)
     _width(len(margin))
-    # jinja2 adds a line end first, so a last empty line counts.
-    lines = splitlines(budget, text_of(budget, value) + "\n")
+    if not isinstance(value, str):
+        raise TemplateError("indent needs a string")
+    lines = splitlines(budget, value + "\n")  # so that a last empty line counts
     budget.room(sum(map(len, lines)) + len(lines) * (len(margin) + 1))
     rest = [margin + line if line or blank else line for line in lines[1:]]
     return budget.text("\n".join([margin + lines[0] if first else lines[0], *rest]))
@@ -174,6 +175,8 @@ def _abs(budget: Budget, value: Value) -> Value:
 
 
 def _int(budget: Budget, value: Value, default: Value = 0, base: int = 10) -> Value:
+    if isinstance(value, Undefined):
+        raise value.fail()
     try:
         if isinstance(value, str):
             if len(value) > MAX_NUMERAL:
@@ -192,6 +195,8 @@ def _int_of_float(value: Value, default: Value) -> Value:
 
 
 def _float(budget: Budget, value: Value, default: Value = 0.0) -> Value:
+    if isinstance(value, Undefined):
+        raise value.fail()
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -369,7 +374,9 @@ def _dictsort(
 ) -> Value:
     if by not in ("key", "value"):
         raise TemplateError("dictsort sorts by 'key' or 'value'")
-    pairs = new_list(budget, value.items() if isinstance(value, dict) else _items(budget, value))
+    if not isinstance(value, dict):
+        raise TemplateError("dictsort needs a mapping")
+    pairs = new_list(budget, value.items())
     position = 0 if by == "key" else 1
     keys = [_fold_case(budget, pair[position], case_sensitive) for pair in pairs]
     return OwnList(_sorted(budget, pairs, keys, reverse))
@@ -378,8 +385,13 @@ def _dictsort(
 # --- filters that take a filter or a test --------------------------------------------------------
 
 
+def _items_of(budget: Budget, value: Value) -> OwnList:
+    """Return the items that map and select go through: none, for anything false."""
+    return new_list(budget, iterable(value)) if value else OwnList()
+
+
 def _map(budget: Budget, value: Value, *args: Value, **kwargs: Value) -> Value:
-    values = new_list(budget, iterable(value))
+    values = _items_of(budget, value)
     if not args and "attribute" in kwargs:
         function = _path(budget, kwargs.pop("attribute"), kwargs.pop("default", None))
         if kwargs:
@@ -403,7 +415,7 @@ def _select(by_attribute: bool, keep: bool) -> Function:
     """Return select, reject, selectattr or rejectattr."""
 
     def call(budget: Budget, value: Value, *args: Value, **kwargs: Value) -> Value:
-        values = new_list(budget, iterable(value))
+        values = _items_of(budget, value)
         if by_attribute and not args:
             raise TemplateError("selectattr and rejectattr need the name of an attribute")
         look_up = _path(budget, args[0]) if by_attribute else None

@@ -11,7 +11,7 @@ from re import Match
 from typing import Callable
 
 from libloader.chat.jinja.limits import MAX_WIDTH, Budget
-from libloader.chat.jinja.values import Value, shorten, text_of
+from libloader.chat.jinja.values import Undefined, Value, shorten, text_of
 from libloader.errors import TemplateError
 
 _CONVERSION = re.compile(r"%(?:\((\w+)\))?([-+ 0#]*)(\d*)(?:\.(\d+))?([sdiufFeEgGxXor%])|%")
@@ -40,7 +40,12 @@ def printf(budget: Budget, template: str, args: Sequence[Value]) -> str:
         spec = f"%{flags}{width}{'.' + precision if precision else ''}"
         return str((spec + ("s" if letter == "r" else letter)) % value)
 
-    return pieces.replace(_CONVERSION, convert, template)
+    text = pieces.replace(_CONVERSION, convert, template)
+    # As in Python, what could be a mapping need not be used.
+    may_be_left = len(args) == 1 and isinstance(args[0], (dict, list, Undefined))
+    if not may_be_left and any(True for _ in unused):
+        raise TemplateError("too many arguments for the format")
+    return text
 
 
 def _next(values: Iterator[Value]) -> Value:

@@ -380,7 +380,7 @@ class Callee(Object):
         self.scope = scope
 
     def __repr__(self) -> str:
-        return f"<macro {self.macro.name}>"
+        return f"<Macro {self.macro.name!r}>"
 
     def parts(self) -> Sequence[Value]:
         return tuple(self.scope.values())
