@@ -47,7 +47,8 @@ from libloader.supervise import child, launch
 from libloader.supervise.inline import InlineEngine
 from libloader.supervise.supervisor import Options as SupervisorOptions
 from libloader.supervise.supervisor import Supervisor
-from libloader.web import events
+from libloader.web import events, sockets
+from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
 from libloader.web.server import Exchange, Server
 from libloader.web.settings import WebSettings
@@ -58,6 +59,7 @@ CHILD_FLAG = "--engine-child"
 NOTEWORTHY = ("xtc", "dry", "top_n_sigma", "infill", "grammar_lazy", "backend_sampling")
 # A stream's headers wait so long for the first token, so that an early failure is a plain error.
 OPEN_STREAM_AFTER_S = 10.0
+HTTP_STACK_BYTES = 4 << 20  # of each connection's thread; only touched pages count
 
 
 # ---- errors: the only place that knows HTTP numbers for our own error classes ----
@@ -393,12 +395,15 @@ def serve(arguments: Sequence[str]) -> int:
     gguf.read(flags.model)  # a broken file is one clear line before anything else happens
     signals = listen_for_signals()
     app = App(flags, make_engine(flags))
-    server = Server(addresses(flags), bind_routes(app), web_settings(flags), describe_error)
+    threading.stack_size(HTTP_STACK_BYTES)
+    listening = sockets.inherited_sockets(os.environ) or addresses(flags)
+    server = Server(listening, bind_routes(app), web_settings(flags), describe_error)
     try:
         server.start()
         if start_engine(app, signals):
             app.template()  # a broken one is said now, not to the first client
             print(start_block(app, server.urls), flush=True)
+            notify("READY=1", os.environ)
             run_until_signalled(app, server, signals)
         return 0
     finally:
@@ -533,6 +538,7 @@ def run_until_signalled(app: App, server: Server, signals: queue.SimpleQueue[int
 
 
 def drain(app: App, server: Server, signals: queue.SimpleQueue[int]) -> None:
+    notify("STOPPING=1", os.environ)
     server.stop_accepting()
     drained = threading.Thread(
         target=app.engine.drain, args=(app.flags.drain_timeout,), daemon=True
