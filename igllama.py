@@ -47,7 +47,7 @@ from libloader.supervise import child, launch
 from libloader.supervise.inline import InlineEngine
 from libloader.supervise.supervisor import Options as SupervisorOptions
 from libloader.supervise.supervisor import Supervisor
-from libloader.web import events, sockets
+from libloader.web import events, log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
 from libloader.web.server import Exchange, Server
@@ -391,7 +391,7 @@ def serve(arguments: Sequence[str]) -> int:
     flags = options.parse(arguments, os.environ)
     if not flags.model:
         raise errors.UsageError(f"no model given; type: {options.USAGE}\n(--help lists the flags)")
-    start_logging(flags.log_level)
+    logs = log.start_logging(sys.stderr, flags.log_level.upper())
     gguf.read(flags.model)  # a broken file is one clear line before anything else happens
     signals = listen_for_signals()
     app = App(flags, make_engine(flags))
@@ -409,6 +409,7 @@ def serve(arguments: Sequence[str]) -> int:
     finally:
         app.engine.stop()
         server.close(1.0)
+        logs.stop()
 
 
 def make_engine(flags: argparse.Namespace) -> Supervisor | InlineEngine:
@@ -471,15 +472,6 @@ def api_keys(flags: argparse.Namespace) -> tuple[str, ...]:
         if not keys:
             raise errors.UsageError(f"--api-key-file {flags.api_key_file} holds no key")
     return tuple(keys)
-
-
-def start_logging(level: str) -> None:
-    """Our own lines and libllama's to stderr, quiet by default."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("igllama")
-    root.addHandler(handler)
-    root.setLevel(level.upper())
 
 
 def listen_for_signals() -> queue.SimpleQueue[int]:

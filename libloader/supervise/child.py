@@ -104,7 +104,7 @@ class EngineChild:
         try:
             code = self._serve(settings)
         except errors.IgllamaError as error:
-            logger.error("%s", error)
+            logger.info("%s", error)  # the front says it
             self._send({"op": "start_error", "error": errors.to_wire(error)})
             code = EXIT_REFUSED
         except BrokenPipeError:  # the front is gone

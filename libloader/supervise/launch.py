@@ -49,7 +49,8 @@ def python_command(script: str) -> list[str]:
     flags = [option for name, option in _FLAGS if getattr(sys.flags, name)]
     if sys.flags.optimize:
         flags.append("-" + "O" * sys.flags.optimize)
-    return [sys.executable, *flags, *(["-X", "utf8"] if sys.flags.utf8_mode else []), script]
+    python = sys.executable or os.path.realpath("/proc/self/exe")  # "" if started without a PATH
+    return [python, *flags, *(["-X", "utf8"] if sys.flags.utf8_mode else []), script]
 
 
 # --- the child's end ---------------------------------------------------------------------------

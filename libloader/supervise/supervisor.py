@@ -166,7 +166,11 @@ class Supervisor:
             self._retire()
             if not self._policy.stopping:
                 where = ended.crumb.phase or "start"
-                logger.error("engine ended: %s in %s. %s", ended.end.name, where, ended.last_words)
+                # Before the first ready, `start` raises what there is to say: once is enough.
+                level = logging.ERROR if self.status().info else logging.INFO
+                logger.log(
+                    level, "engine ended: %s in %s. %s", ended.end.name, where, ended.last_words
+                )
 
     def _retire(self) -> None:
         if self._line is not None:
