@@ -381,7 +381,9 @@ class Engine:
         try:
             for each_row, token in enumerate(tokens, row):
                 text = self._take(sequence, token)
-                chances = self._logprobs(each_row, token, live.request.top_logprobs)
+                # The token that ends the choice is no part of its text, nor of its logprobs.
+                n_top = -1 if self._ends(live.request, token) else live.request.top_logprobs
+                chances = self._logprobs(each_row, token, n_top)
                 event = TokenEvent(live.request.id, sequence.index, text, (token,), chances)
                 self._events.append(event)
                 if sequence.reason:
@@ -430,8 +432,11 @@ class Engine:
 
     def _take(self, sequence: Sequence, token: int) -> str:
         request = sequence.live.request
-        ends = self._is_eog(token) and not request.sampling.ignore_eos
+        ends = self._ends(request, token)
         return sequence.take(token, self._piece(token, request.keep_special), ends)
+
+    def _ends(self, request: Request, token: int) -> bool:
+        return self._is_eog(token) and not request.sampling.ignore_eos
 
     def _logprobs(self, row: int, token: int, n_top: int) -> tuple[Any, ...] | None:
         """Return core.TokenEvent's `logprobs`."""
