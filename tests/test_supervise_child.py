@@ -82,6 +82,30 @@ def test_the_pipes_end_alone_ends_the_child_during_a_native_call():
     child.close()
 
 
+@linux_only
+def test_a_front_that_stood_still_loses_nothing_and_kills_nobody():
+    code = FRONT.format(paths=[str(TESTS.parent), str(TESTS)], prompt="tell", phases=("decode",))
+    code = code.replace("import time; time.sleep(60)", SLOW_FRONT)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as front:
+        assert front.stdout is not None
+        front.stdout.readline()
+        front.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)  # the child fills the pipe and waits
+        front.send_signal(signal.SIGCONT)
+        assert front.stdout.readline() == b"as ever 0\n"
+
+
+SLOW_FRONT = """
+clients = [fakes.send(engine, fakes.ask(f"s{n}", f"story {n}", 1500)) for n in range(3)]
+engine.cancel("a")
+for n, client in enumerate(clients):
+    client.wait()
+    assert client.text == fakes.text_of(f"story {n}", 1500)
+print("as ever", engine.status().restarts, flush=True)
+engine.stop()
+"""
+
+
 @posix_only
 def test_ctrl_c_and_a_service_managers_sigterm_are_left_to_the_front(engine):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -11,6 +11,7 @@ chance to abort. What is worth doing in order (closing the engine) is done befor
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import sys
@@ -109,8 +110,8 @@ class EngineChild:
             code = EXIT_REFUSED
         except BrokenPipeError:  # the front is gone
             code = 0
-        except BaseException:
-            logger.exception("the engine is broken")
+        except BaseException as exc:
+            logger.exception("the engine is broken: %r", exc)
         finally:
             logging.shutdown()
             os._exit(code)
@@ -124,6 +125,8 @@ class EngineChild:
                 loop.post(command)
             self._loop = loop
         self._send({"op": "ready", "info": core.to_wire(engine.info)})
+        gc.collect()
+        gc.freeze()  # what was loaded stays: later collections need not look at it
         loop.run()
         engine.close()
         return 0

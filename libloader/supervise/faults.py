@@ -1,7 +1,7 @@
 """Faults on purpose, to prove what supervision promises. Only in a child started in test mode.
 
 IGLLAMA_FAULT=point:action[:nth[:generations]][,more]: the nth time that the engine reaches `point`
-(every time from there on for `slow`), counted in each child, it does `action`; only in the first
+(every time from there on for `slow` and `drag`), counted in each child, it does `action`; only in the first
 so many generations of children if that is given. Points are the phases of the breadcrumb (load,
 tokenize, grammar_init, decode with or without prompts in it, sample, detok, ...) and ipc_write,
 which first writes half a frame.
@@ -49,6 +49,17 @@ def _slow() -> None:
     time.sleep(0.05)
 
 
+def _drag() -> None:
+    """Slow enough that others overlap, quick enough that hundreds are no wait."""
+    time.sleep(0.005)
+
+
+def _noise() -> None:
+    """What native code prints: text without an end, and bytes that are no text."""
+    os.write(1, b"noise on stdout")
+    os.write(2, b"\xff\x00noise on stderr\n")
+
+
 ACTIONS: dict[str, Callable[[], None]] = {
     "segv": _segv,
     "abort": os.abort,
@@ -56,7 +67,10 @@ ACTIONS: dict[str, Callable[[], None]] = {
     "hang": _hang,
     "raise": _raise,
     "slow": _slow,
+    "drag": _drag,
+    "noise": _noise,
 }
+REPEATED = ("slow", "drag")
 
 
 class Fault:
@@ -66,7 +80,7 @@ class Fault:
         fields = text.split(":")
         self.point = fields[0]
         self._act = ACTIONS[fields[1]]
-        self._repeats = fields[1] == "slow"
+        self._repeats = fields[1] in REPEATED
         self._left = int(fields[2]) if len(fields) > 2 else 1
         if len(fields) > 3 and generation > int(fields[3]):
             self._left = -1

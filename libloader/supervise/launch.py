@@ -163,7 +163,8 @@ class Child:
                     continue
                 logger.log(level, "%s", text)
                 dumping = dumping or text.startswith(_DUMP_STARTS)
-                if not dumping:
+                # Errors, and what native code prints itself as it aborts; warnings come any time.
+                if not dumping and (level >= logging.ERROR or not _PRIORITY.match(line)):
                     self.last_words = text
 
 

@@ -165,12 +165,11 @@ class Supervisor:
         if self._line is not None and self._line.generation == ended.generation:
             self._retire()
             if not self._policy.stopping:
-                where = ended.crumb.phase or "start"
                 # Before the first ready, `start` raises what there is to say: once is enough.
                 level = logging.ERROR if self.status().info else logging.INFO
-                logger.log(
-                    level, "engine ended: %s in %s. %s", ended.end.name, where, ended.last_words
-                )
+                words = f": {ended.last_words}" if ended.last_words else ""
+                where = ended.crumb.phase or "start"
+                logger.log(level, "engine ended: %s in %s%s", ended.end.name, where, words)
 
     def _retire(self) -> None:
         if self._line is not None:
