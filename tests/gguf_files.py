@@ -11,6 +11,7 @@ from array import array
 from pathlib import Path
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+Keys = dict  # name -> (value type, value or list of values)
 FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?"}
 FORMATS.update({U64: "Q", I64: "q", F64: "d"})
 
@@ -75,28 +76,28 @@ SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
-def vocabulary_keys() -> list[bytes]:
+def vocabulary() -> Keys:
     tokens = byte_tokens() + [merge.replace(" ", "") for merge in MERGES] + SPECIALS
     kinds = [NORMAL] * (len(tokens) - len(SPECIALS)) + [CONTROL] * len(SPECIALS)
     bos = tokens.index("<s>")
-    return [
-        key("tokenizer.ggml.model", STRING, "gpt2"),
-        key("tokenizer.ggml.pre", STRING, "gpt-2"),
-        key("tokenizer.ggml.tokens", STRING, tokens),
-        key("tokenizer.ggml.token_type", I32, kinds),
-        key("tokenizer.ggml.merges", STRING, MERGES),
-        key("tokenizer.ggml.bos_token_id", U32, bos),
-        key("tokenizer.ggml.eos_token_id", U32, bos + 1),
-        key("tokenizer.ggml.eot_token_id", U32, bos + 3),
-        key("tokenizer.ggml.add_bos_token", BOOL, True),
-        key("tokenizer.chat_template", STRING, TEMPLATE),
-    ]
+    return {
+        "tokenizer.ggml.model": (STRING, "gpt2"),
+        "tokenizer.ggml.pre": (STRING, "gpt-2"),
+        "tokenizer.ggml.tokens": (STRING, tokens),
+        "tokenizer.ggml.token_type": (I32, kinds),
+        "tokenizer.ggml.merges": (STRING, MERGES),
+        "tokenizer.ggml.bos_token_id": (U32, bos),
+        "tokenizer.ggml.eos_token_id": (U32, bos + 1),
+        "tokenizer.ggml.eot_token_id": (U32, bos + 3),
+        "tokenizer.ggml.add_bos_token": (BOOL, True),
+        "tokenizer.chat_template": (STRING, TEMPLATE),
+    }
 
 
 N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_LAYER, N_CTX, N_VOCAB = 64, 2, 1, 96, 2, 512, 256 + 9 + 4
 
 
-def hyperparameter_keys() -> list[bytes]:
+def hyperparameters() -> Keys:
     counts = {
         "context_length": N_CTX,
         "embedding_length": N_EMBD,
@@ -107,16 +108,25 @@ def hyperparameter_keys() -> list[bytes]:
         "rope.dimension_count": N_EMBD // N_HEAD,
         "vocab_size": N_VOCAB,
     }
-    return [
-        key("general.architecture", STRING, "llama"),
-        key("general.name", STRING, "tiny"),
-        key("general.file_type", U32, 0),
-        *(key(f"llama.{name}", U32, count) for name, count in counts.items()),
-        key("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
-    ]
+    return {
+        "general.architecture": (STRING, "llama"),
+        "general.name": (STRING, "tiny"),
+        "general.file_type": (U32, 0),
+        **{f"llama.{name}": (U32, count) for name, count in counts.items()},
+        "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
+    }
 
 
-def _tensor_shapes() -> dict[str, tuple[int, ...]]:
+def tiny_keys() -> Keys:
+    """All metadata of the tiny llama, to be changed at will."""
+    return {**hyperparameters(), **vocabulary()}
+
+
+def encoded(keys: Keys) -> list[bytes]:
+    return [key(name, kind, item) for name, (kind, item) in keys.items()]
+
+
+def tiny_shapes() -> dict[str, tuple[int, ...]]:
     n_kv = N_EMBD // N_HEAD * N_HEAD_KV
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (N_EMBD, N_VOCAB)}
     for layer in range(N_LAYER):
@@ -138,14 +148,14 @@ def _tensor_shapes() -> dict[str, tuple[int, ...]]:
 
 def tiny_llama(extra_keys=(), *, seed: int = 1, norm: float = 1.0) -> bytes:
     """A whole llama model with random weights: some 90,000 numbers, the vocabulary above."""
-    tensors = _random_tensors(_tensor_shapes(), seed, norm)
-    return with_data([*hyperparameter_keys(), *vocabulary_keys(), *extra_keys], tensors)
+    tensors = random_tensors(tiny_shapes(), seed, norm)
+    return with_data([*encoded(tiny_keys()), *extra_keys], tensors)
 
 
 def tiny_llama_split(n_parts: int) -> list[bytes]:
     """The tiny llama in parts: the first holds the keys and the first tensors."""
-    tensors = list(_random_tensors(_tensor_shapes(), 1, 1.0).items())
-    keys = [*hyperparameter_keys(), *vocabulary_keys()]
+    tensors = list(random_tensors(tiny_shapes(), 1, 1.0).items())
+    keys = encoded(tiny_keys())
     per_part = -(-len(tensors) // n_parts)
     return [
         with_data(
@@ -161,7 +171,7 @@ def tiny_llama_split(n_parts: int) -> list[bytes]:
     ]
 
 
-def _random_tensors(shapes: dict, seed: int, norm: float) -> dict:
+def random_tensors(shapes: dict, seed: int, norm: float) -> dict:
     rng = random.Random(seed)
 
     def numbers(name: str, count: int) -> array:
@@ -200,7 +210,7 @@ def tiny_bert() -> bytes:
         key("tokenizer.ggml.token_type_count", U32, 2),
         *(key(f"tokenizer.ggml.{name}_token_id", U32, token) for name, token in special.items()),
     ]
-    return with_data(keys, _random_tensors(_bert_shapes(), 1, 1.0))
+    return with_data(keys, random_tensors(_bert_shapes(), 1, 1.0))
 
 
 def _bert_shapes() -> dict[str, tuple[int, ...]]:
