@@ -290,6 +290,7 @@ def test_a_child_that_breaks_the_channel_is_killed_and_replaced():
     front.submit("a")
     assert front.do(policy.Babbled(1, "nonsense")) == [policy.Kill(1)]
     front.end(KILL, "ipc_write")
+    assert front.policy.status(front.now).last_exit == "broken channel"
     front.say(channel.Ready(INFO))
     assert front.failures() == {}
     assert front.sent() == ["start", "submit a", "start", "submit a"]

@@ -32,7 +32,10 @@ NOBODYS_PHASES = frozenset({"idle", "load", "ipc_write", ""})
 
 
 class Exit(NamedTuple):
-    """How a child ended. `cause` is fault, outside or hung; `name` is for people."""
+    """How a child ended; `name` is for people.
+
+    `cause` is fault (its own), hung, or outside: SIGKILL, or anything that no request explains.
+    """
 
     name: str
     cause: str = "fault"

@@ -1,10 +1,10 @@
 """Faults on purpose, to prove what supervision promises. Only in a child started in test mode.
 
 IGLLAMA_FAULT=point:action[:nth[:generations]][,more]: the nth time that the engine reaches `point`
-(every time from there on for `slow` and `drag`), counted in each child, it does `action`; only in the first
-so many generations of children if that is given. Points are the phases of the breadcrumb (load,
-tokenize, grammar_init, decode with or without prompts in it, sample, detok, ...) and ipc_write,
-which first writes half a frame.
+(for `slow` and `drag` every time from there on), counted in each child, it does `action`; only in
+the first so many generations of children if that is given. Points are the phases of the breadcrumb
+(load, tokenize, grammar_init, decode with or without prompts in it, sample, detok, ...) and
+ipc_write, which first writes half a frame.
 
 The production code has no fault in its path: the function that marks the breadcrumb is wrapped.
 """

@@ -127,11 +127,16 @@ class Finish(NamedTuple):
 Action = Union[Spawn, Kill, Send, Deliver, Announce, Finish]
 
 _NO_LIMIT = 1 << 30
+# Ends that we bring about. Of a broken channel nobody knows whose request broke it.
+KILLED = Exit("SIGKILL", "outside")
+BABBLED = Exit("broken channel", "outside")
 # What the status tells a client to wait, by state.
 _RETRY_AFTER_S = {"loading": 5.0, "restarting": 1.0, "stalled": 10.0, "draining": 5.0}
 
 
 class Policy:
+    """The whole state of supervision; `handle` is its one way forward."""
+
     def __init__(self, settings: core.EngineSettings, limits: Limits) -> None:
         # The front alone limits the queue: after a crash the engine gets everything back at once.
         self._settings = dataclasses.replace(settings, n_queue=_NO_LIMIT)
@@ -148,7 +153,7 @@ class Policy:
         self._spawn_at: float | None = None
         self._kill_at: float | None = None  # patience with a child that was asked to stop
         self._drain_until: float | None = None
-        self._hung_phase = ""
+        self._killed_as: Exit | None = None  # how the child ended, if we ended it ourselves
         self._refusal: errors.IgllamaError | None = None  # why the child did not start
         self._stopping = self._finished = False
         self._info: core.ModelInfo | None = None
@@ -268,7 +273,7 @@ class Policy:
     def _spawn(self) -> None:
         self._generation += 1
         self._child, self._spawn_at, self._refusal = "starting", None, None
-        self._hung_phase, self._progress, self._figures = "", 0.0, {}
+        self._killed_as, self._progress, self._figures = None, 0.0, {}
         self._watchdog.restart(self._now)
         self._actions.append(Spawn(self._generation))
         self._send({"op": "start", "settings": core.to_wire(self._settings)})
@@ -281,7 +286,7 @@ class Policy:
             self._spawn()
         if self._kill_at is not None and self._now >= self._kill_at:
             self._kill_at = None
-            self._kill()
+            self._kill(KILLED)
         if self._drain_until is not None and self._now >= self._drain_until:
             self._drain_until = None
             self._stop()
@@ -289,18 +294,17 @@ class Policy:
     def _watch(self, tick: Ticked) -> None:
         self._watchdog.look(self._now, tick.beat, tick.phase)
         if self._watchdog.hung:
-            self._hung_phase = tick.phase or "load"
-            self._kill()
+            self._kill(Exit(f"hung in {tick.phase or 'load'}", "hung"))
 
-    def _kill(self) -> None:
+    def _kill(self, as_what: Exit) -> None:
         if self._child in ("starting", "ready"):
-            self._child = "dying"
+            self._child, self._killed_as = "dying", as_what
             self._actions.append(Kill(self._generation))
 
     def _on_babbled(self, babble: Babbled) -> None:
         if babble.generation == self._generation:
             self._detail = babble.detail
-            self._kill()
+            self._kill(BABBLED)
 
     def _on_ended(self, ended: Ended) -> None:
         if ended.generation != self._generation or self._child == "none":
@@ -309,7 +313,7 @@ class Policy:
         if self._stopping:
             self._finish()
             return
-        end = Exit(f"hung in {self._hung_phase}", "hung") if self._hung_phase else ended.end
+        end = self._killed_as or ended.end
         self._last_exit = end.name
         if self._info is None:
             self._start_failed(end, ended.last_words)
@@ -339,15 +343,14 @@ class Policy:
             self._spawn()
 
     def _settle(self, verdict: Verdict) -> None:
+        """Fail who is to fail; the ledger sends the others again."""
+        alone = verdict.culprit or (verdict.suspects[0] if len(verdict.suspects) == 1 else "")
+        if alone in self._ledger:
+            self._poison.count(self._ledger.request(alone), self._now)
         n_sent = len(self._ledger.sent())
         failed = self._ledger.engine_lost(verdict)
-        suspects_alone = len(verdict.present) == 1
         for name in failed:
-            if name == verdict.culprit or suspects_alone:
-                self._poison.count(self._ledger.request(name), self._now)
-            self._fail(name, self._crash_error(name == verdict.culprit))
-        if suspects_alone and not failed and verdict.suspects:
-            self._poison.count(self._ledger.request(verdict.suspects[0]), self._now)
+            self._fail(name, self._crash_error(name == alone))
         self._counts["blamed"] += len(failed)
         self._counts["replayed"] += n_sent - len(failed)
 

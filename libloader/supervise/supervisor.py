@@ -149,7 +149,7 @@ class Supervisor:
 
     def _take_in(self, happening: policy.Happening) -> None:
         if isinstance(happening, policy.Ended):
-            self._report_end(happening)
+            self._note_end(happening)
         for action in self._policy.handle(time.monotonic(), happening):
             self._do[type(action)](action)
 
@@ -161,7 +161,7 @@ class Supervisor:
         crumb = self._line.child.breadcrumb.read()
         return policy.Ticked(crumb.beat, crumb.phase)
 
-    def _report_end(self, ended: policy.Ended) -> None:
+    def _note_end(self, ended: policy.Ended) -> None:
         if self._line is not None and self._line.generation == ended.generation:
             self._retire()
             if not self._policy.stopping:
