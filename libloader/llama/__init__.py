@@ -1,4 +1,4 @@
-"""Owners of libllama's objects: each is freed once, in the right order, and used only as C survives.
+"""Owners of libllama's objects: freed once, in the right order, used only as C survives it.
 
     gguf, ggml_types, preflight   what a model file is, read in Python before C sees it
     handle                        the ownership that all below share
