@@ -1,0 +1,47 @@
+"""What a tool-call format is: a row of plain facts and a generator that reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable
+
+from libloader.chat.tools.deltas import Call
+from libloader.chat.tools.gbnf import Forced, Rules, json_objects
+
+if TYPE_CHECKING:  # reader.py needs Format, formats only name Reader
+    from libloader.chat.tools.reader import Reader
+
+Steps = Generator[None, None, Any]  # of a reading that waits for text where it yields
+
+
+def _write_json(calls: Sequence[Call]) -> str:
+    objects = ({"name": call.name, "arguments": json.loads(call.arguments)} for call in calls)
+    return "\n".join(json.dumps(each, ensure_ascii=False) for each in objects)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one family of models writes calls.
+
+    `marks` are groups of texts: a chat template that contains all texts of a group speaks this
+    format. `read(reader, trigger)` reads what follows a trigger; a format whose whole answer has
+    a structure (channels) has `read_all(reader)` instead. `grammar(functions, parallel)` returns
+    the GBNF rules of an answer that is calls and nothing else.
+    """
+
+    name: str
+    marks: tuple[tuple[str, ...], ...]
+    triggers: tuple[str, ...] = ()  # begin calls anywhere
+    first_triggers: tuple[str, ...] = ()  # only where the answer begins
+    wrappers: tuple[str, ...] = ()  # around content; dropped
+    shown: tuple[str, ...] = ()  # more texts that `read` looks for
+    read: Callable[[Reader, str], Steps] | None = None
+    read_all: Callable[[Reader], Steps] | None = None
+    grammar: Callable[[Sequence[Forced], bool], Rules] = json_objects
+    write: Callable[[Sequence[Call]], str] = _write_json  # for templates that write no calls
+
+    def texts(self) -> tuple[str, ...]:
+        """The texts that an answer must show, even where they are control tokens."""
+        return (*self.triggers, *self.first_triggers, *self.wrappers, *self.shown)

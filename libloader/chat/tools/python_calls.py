@@ -1,0 +1,99 @@
+"""Calls written as Python: `[get_weather(place="Rome", days=[1, 2]), get_time()]`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from libloader.chat.tools.deltas import Call
+from libloader.chat.tools.format import Steps
+from libloader.chat.tools.members import Members
+from libloader.chat.tools.reader import Broken, Reader
+
+MAX_DEPTH = 50
+_CLOSING = {")": "(", "]": "[", "}": "{"}
+
+
+def read_calls(reader: Reader, known_only: bool = False) -> Steps:
+    """Read what follows `[`, up to and with `]`."""
+    while True:
+        yield from reader.spaces()
+        yield from read_call(reader, known_only)
+        yield from reader.spaces()
+        if not (yield from reader.skip(",")):
+            break
+    yield from reader.expect("]")
+    reader.done()
+
+
+def read_call(reader: Reader, known_only: bool) -> Steps:
+    name = yield from reader.name()
+    if known_only and name not in reader.functions:
+        raise Broken
+    yield from reader.expect("(")
+    members = Members(reader, name)
+    yield from reader.spaces()
+    if not (yield from reader.skip(")")):
+        yield from _read_arguments(reader, members)
+    members.end()
+
+
+def _read_arguments(reader: Reader, members: Members) -> Steps:
+    while True:
+        key = yield from reader.name()
+        yield from reader.spaces()
+        yield from reader.expect("=")
+        text = yield from read_value(reader)
+        members.add(key, literal_value(text))
+        if (yield from reader.skip(")")):
+            return
+        yield from reader.expect(",")
+        yield from reader.spaces()
+
+
+def read_value(reader: Reader) -> Steps:
+    """Return the text of a Python or JSON value, up to the `,` or `)` after it."""
+    text: list[str] = []
+    brackets, quote, escaped = "", "", False
+    while True:
+        character = yield from reader.peek()
+        if quote:
+            if not escaped and character == quote:
+                quote = ""
+            escaped = character == "\\" and not escaped
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            brackets += character
+        elif character in _CLOSING and brackets.endswith(_CLOSING[character]) and brackets:
+            brackets = brackets[:-1]
+        elif character in ",)" and not brackets:
+            return "".join(text).strip()
+        if len(brackets) > MAX_DEPTH:
+            raise Broken
+        text.append(character)
+        yield from reader.skip(character)
+
+
+def literal_value(text: str) -> Any:
+    """Return the value of a JSON or Python literal; nothing is ever evaluated."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(text)
+        json.dumps(value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise Broken from None
+    return value
+
+
+def write_calls(calls: Sequence[Call]) -> str:
+    """Return the calls as Python writes them."""
+    return ", ".join(
+        f"{call.name}({', '.join(f'{k}={v!r}' for k, v in json.loads(call.arguments).items())})"
+        for call in calls
+    )

@@ -1,0 +1,92 @@
+"""Calls whose arguments are tags: `<parameter=place>Rome</parameter>` and relatives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from libloader.chat.tools.deltas import Call
+from libloader.chat.tools.format import Steps
+from libloader.chat.tools.gbnf import Forced, Parameter, Rules, alternatives, literal, text_before
+from libloader.chat.tools.members import Members
+from libloader.chat.tools.reader import Reader
+
+
+class Shape(NamedTuple):
+    """The texts around a call and its parts. White space between parts does not matter.
+
+    `padding` is what a model puts around a parameter's value: it is cut off once on each side.
+    """
+
+    begin: str  # before the name
+    named: str  # after the name
+    key: str  # before a parameter's name
+    key_end: str  # after a parameter's name
+    value: str  # before its value, "" where that follows at once
+    parameter_end: str
+    end: str
+    padding: str = ""
+    between: str = "\n"  # in forced calls, between parts
+
+
+def read_call(reader: Reader, shape: Shape) -> Steps:
+    """Read a call from behind `shape.begin` on."""
+    yield from reader.spaces()
+    name = yield from reader.name()
+    yield from reader.spaces()
+    yield from reader.expect(shape.named)
+    members = Members(reader, name)
+    while True:
+        yield from reader.spaces()
+        if (yield from reader.skip(shape.end)):
+            break
+        yield from reader.expect(shape.key)
+        key, _ = yield from reader.until(shape.key_end)
+        yield from reader.spaces_before(shape.value)
+        text, _ = yield from reader.until(shape.parameter_end)
+        members.add_text(key.strip(), _unpadded(text, shape.padding))
+    members.end()
+
+
+def write_calls(shape: Shape, calls: Sequence[Call]) -> str:
+    return shape.between.join(_written(shape, call) for call in calls)
+
+
+def _written(shape: Shape, call: Call) -> str:
+    value = shape.between + shape.value if shape.value else ""
+    parts = [shape.begin + call.name + shape.named]
+    for key, each in json.loads(call.arguments).items():
+        text = each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)
+        padded = shape.padding + text + shape.padding
+        parts.append(shape.key + key + shape.key_end + value + padded + shape.parameter_end)
+    return shape.between.join([*parts, shape.end])
+
+
+def _unpadded(text: str, padding: str) -> str:
+    if padding and text.startswith(padding):
+        text = text[len(padding) :]
+    return text[: -len(padding)] if padding and text.endswith(padding) else text
+
+
+def grammar(shape: Shape, functions: Sequence[Forced]) -> Rules:
+    """The rules of one call; its rule is called `call`. Parameters come in declared order."""
+    rules: Rules = text_before("text", shape.padding + shape.parameter_end)
+    for index, function in enumerate(functions):
+        parts = []
+        for number, parameter in enumerate(function.parameters):
+            name = f"call-{index}-{number}"
+            rules[name] = _parameter(shape, parameter)
+            parts.append(name if parameter.required else name + "?")
+        head = literal(shape.begin + function.name + shape.named + shape.between)
+        rules[f"call-{index}"] = " ".join([head, *parts, literal(shape.end)])
+    rules["call"] = alternatives(f"call-{index}" for index in range(len(functions)))
+    return rules
+
+
+def _parameter(shape: Shape, parameter: Parameter) -> str:
+    value = shape.between + shape.value if shape.value else ""
+    head = literal(shape.key + parameter.name + shape.key_end + value + shape.padding)
+    if not parameter.rule:  # plain text: its rule ends with the tag
+        return f"{head} text {literal(shape.between)}"
+    return f"{head} {parameter.rule} {literal(shape.padding + shape.parameter_end + shape.between)}"

@@ -1,0 +1,270 @@
+"""Tool calls are read out of answers, the same way however the text is cut into pieces."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from libloader.chat import tools
+from libloader.chat.tools.deltas import Call, CallDelta, ContentDelta, collect, new_id
+from libloader.chat.tools.gbnf import Forced, Parameter
+from libloader.chat.tools.reader import Reader
+from libloader.errors import UsageError
+
+FOLDER = Path(__file__).parent / "data" / "tool_calls"
+CASES = sorted(FOLDER.glob("*/*.json"))
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string"},
+                    "note": {"type": ["string", "null"]},
+                    "days": {"type": "array", "items": {"type": "integer"}},
+                },
+                "required": ["place"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "get_time"}},
+]
+
+
+def name_of(path):
+    return f"{path.parent.name}-{path.stem}"
+
+
+def load(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def read(format, pieces):
+    """Return all deltas of an answer that comes in these pieces."""
+    numbers = itertools.count()
+    reader = Reader(format, TOOLS, lambda: f"id{next(numbers)}")
+    deltas = []
+    for piece in pieces:
+        deltas += reader.feed(piece)
+    return deltas + reader.finish()
+
+
+def cut(text, chance):
+    places = sorted(chance.randint(0, len(text)) for _ in range(chance.randint(0, 12)))
+    return [text[i:j] for i, j in zip([0, *places], [*places, len(text)])]
+
+
+@pytest.mark.parametrize("path", CASES, ids=name_of)
+def test_a_recorded_answer_is_read(path):
+    case = load(path)
+    message = collect(read(tools.format_named(path.parent.name), [case["text"]]))
+    assert message.reasoning == case.get("reasoning", "")
+    assert message.content == case["content"]
+    assert [call.name for call in message.calls] == [each["name"] for each in case["calls"]]
+    for call, wanted in zip(message.calls, case["calls"]):
+        if "text" in wanted:
+            assert call.arguments == wanted["text"]
+        else:
+            assert json.loads(call.arguments) == wanted["arguments"]
+    assert len({call.id for call in message.calls}) == len(message.calls)
+
+
+@pytest.mark.parametrize("path", CASES, ids=name_of)
+def test_every_cut_into_pieces_gives_the_same_message(path):
+    text, format = load(path)["text"], tools.format_named(path.parent.name)
+    chance = random.Random(11)
+    whole = collect(read(format, [text]))
+    assert collect(read(format, list(text))) == whole
+    for _ in range(25):
+        deltas = read(format, cut(text, chance))
+        assert collect(deltas) == whole
+        check_stream(deltas)
+
+
+def check_stream(deltas):
+    """Calls begin in order, with id and name once; nothing is empty."""
+    begun = 0
+    for delta in deltas:
+        if not isinstance(delta, CallDelta):
+            assert delta.text
+        elif delta.name:
+            assert (delta.number, delta.arguments) == (begun, "") and delta.id
+            begun += 1
+        else:
+            assert delta.number == begun - 1 and delta.arguments and not delta.id
+
+
+WORDS = [
+    "<tool_call>",
+    "</tool_call>",
+    '{"name": "get_time"',
+    ', "arguments": {',
+    "}",
+    "}",
+    "]",
+    "[",
+]
+WORDS += ["text", " ", "\n", '"', ":", ",", "<function=get_time>", "</function>", "get_time", "{"]
+WORDS += ["<parameter=place>", "</parameter>", "(place=", ")", "```json", ">>>", "call:", "[ARGS]"]
+
+
+@pytest.mark.parametrize("format", tools.FORMATS, ids=lambda format: format.name)
+def test_random_answers_lose_no_text_and_raise_nothing(format):
+    chance = random.Random(format.name)
+    words = [*WORDS, *format.texts() * 3]
+    for _ in range(150):
+        text = "".join(chance.choice(words) for _ in range(chance.randint(1, 12)))
+        whole = collect(read(format, [text]))
+        assert collect(read(format, cut(text, chance))) == whole
+        if not whole.calls and not format.wrappers and format.read:
+            assert whole.content == text
+
+
+CALLS = [
+    Call("", "get_weather", '{"place": "Rome", "days": [1, 2], "note": "a \\"b\\" é"}'),
+    Call("", "get_time", "{}"),
+]
+
+
+@pytest.mark.parametrize("format", tools.FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize("n_calls", [1, 2])
+def test_what_a_format_writes_it_reads(format, n_calls):
+    message = collect(read(format, [format.write(CALLS[:n_calls])]))
+    assert message.content == ""
+    assert [call.name for call in message.calls] == [call.name for call in CALLS[:n_calls]]
+    for call, wanted in zip(message.calls, CALLS):
+        assert json.loads(call.arguments) == json.loads(wanted.arguments)
+
+
+def test_every_format_has_recorded_answers_with_malformed_ones():
+    for name in tools.names():
+        stems = {path.stem for path in (FOLDER / name).glob("*.json")}
+        assert stems & {"one", "two"}
+        assert load_any_without_calls(name)
+
+
+def load_any_without_calls(name):
+    return [path for path in (FOLDER / name).glob("*.json") if not load(path)["calls"]]
+
+
+# --- streaming -----------------------------------------------------------------------------------
+
+
+def test_arguments_stream_as_they_come():
+    reader = Reader(tools.format_named("hermes"), TOOLS, lambda: "id")
+    assert reader.feed("Hi <to") == [ContentDelta("Hi")]
+    assert reader.feed("ols") == [ContentDelta(" <tools")]
+    assert reader.feed("\n<tool_call>\n") == []
+    assert reader.feed('{"name": "get_weather", "argum') == []
+    assert reader.feed('ents": {') == []
+    assert reader.feed('"pl') == [
+        CallDelta(0, "id", "get_weather", ""),
+        CallDelta(0, "", "", '{"pl'),
+    ]
+    assert reader.feed('ace": "Ro') == [CallDelta(0, "", "", 'ace": "Ro')]
+    assert reader.feed('me"}}\n</tool_call>') == [CallDelta(0, "", "", 'me"}')]
+    assert reader.finish() == []
+
+
+def test_text_is_held_back_no_longer_than_needed():
+    reader = Reader(tools.format_named("hermes"))
+    assert reader.feed("a <") == [ContentDelta("a")]
+    assert reader.feed("b") == [ContentDelta(" <b")]
+    assert reader.feed("<tool_call") == []
+    assert reader.feed(" x") == [ContentDelta("<tool_call x")]
+
+
+def test_without_a_format_all_is_content():
+    reader = Reader(None)
+    assert reader.feed("<tool_call>{") == [ContentDelta("<tool_call>{")]
+    assert reader.finish() == []
+
+
+def test_ids_of_the_model_are_kept_if_they_are_new():
+    text = (
+        '[TOOL_CALLS][{"name": "f", "id": "abcdefghi", "arguments": {}}, '
+        '{"name": "f", "id": "abcdefghi", "arguments": {}}]'
+    )
+    calls = collect(read(tools.format_named("mistral-nemo"), [text])).calls
+    assert [call.id for call in calls] == ["abcdefghi", "id0"]
+    assert len({new_id() for _ in range(1000)}) == 1000
+
+
+def test_a_very_long_call_does_not_slow_down():
+    reader = Reader(tools.format_named("hermes"), TOOLS)
+    reader.feed('<tool_call>{"name": "get_weather", "arguments": {"note": "')
+    for _ in range(20_000):
+        reader.feed("0123456789")
+    assert len(reader._buffer) < 100
+
+
+# --- choosing a format ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("<tool_call>{...}</tool_call>", "hermes"),
+        ("<tool_call><function=f><parameter=x>", "qwen3-coder"),
+        ("<tool_call>name<arg_key>k</arg_key><arg_value>", "glm"),
+        ("[TOOL_CALLS]name[ARGS]{}", "mistral"),
+        ("[TOOL_CALLS][{}]", "mistral-nemo"),
+        ("<|start_header_id|>ipython", "llama3"),
+        ("<｜tool▁calls▁begin｜>```json", "deepseek-v3"),
+        ("<｜tool▁calls▁begin｜>", "deepseek-v3.1"),
+        ("<|channel|>analysis <|channel|>final", "harmony"),
+        ("no tools", "json"),
+    ],
+)
+def test_the_template_says_which_format_its_model_speaks(source, name):
+    assert tools.format_of(source).name == name
+
+
+def test_an_unknown_format_name_lists_the_known_ones():
+    with pytest.raises(UsageError, match="hermes"):
+        tools.format_named("nope")
+
+
+# --- forcing calls -------------------------------------------------------------------------------
+
+FORCED = [
+    Forced(
+        "get_weather", "args-0", (Parameter("place", "", True), Parameter("days", "days", False))
+    ),
+    Forced("get_time", "args-1"),
+]
+
+
+@pytest.mark.parametrize("format", tools.FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_every_format_has_rules_that_refer_to_known_rules_only(format, parallel):
+    rules = format.grammar(FORCED, parallel)
+    assert "root" in rules
+    given = {"args-0", "args-1", "days"}
+    for text in rules.values():
+        assert names_in(text) <= set(rules) | given
+
+
+def names_in(text):
+    """The rule names in the right side of a rule."""
+    outside, quoted = "", ""
+    for character in text:
+        if quoted:
+            if character == quoted and not outside.endswith("\\"):
+                quoted = ""
+            outside = (
+                outside + "\\"
+                if character == "\\" and not outside.endswith("\\")
+                else (outside.rstrip("\\"))
+            )
+        elif character in '"[':
+            quoted = "]" if character == "[" else '"'
+        else:
+            outside += character if character.isalnum() or character == "-" else " "
+    return set(outside.split())
