@@ -160,9 +160,26 @@ def prune(rules: Mapping[str, Node], roots: tuple[str, ...]) -> dict[str, Node]:
     while todo:
         name = todo.pop()
         if name not in kept:
-            kept[name] = _pruned(rules[name], productive) or EMPTY
+            kept[name] = _renamed(_pruned(rules[name], productive) or EMPTY, rules)
             todo += reversed(list(references(kept[name])))
     return kept
+
+
+def _renamed(node: Node, rules: Mapping[str, Node]) -> Node:
+    """Return the expression with each rule that is only another name replaced by the other."""
+    if isinstance(node, Ref):
+        seen = {node.name}
+        while isinstance(other := rules[node.name], Ref) and other.name not in seen:
+            node = other
+            seen.add(node.name)
+        return node
+    if isinstance(node, Repeat):
+        return Repeat(_renamed(node.item, rules), node.low, node.high)
+    if isinstance(node, Seq):
+        return Seq(tuple(_renamed(item, rules) for item in node.items))
+    if isinstance(node, Alt):
+        return alt(*(_renamed(option, rules) for option in node.options))
+    return node
 
 
 def _productive(rules: Mapping[str, Node]) -> set[str]:

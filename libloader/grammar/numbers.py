@@ -56,7 +56,7 @@ def integers(low: int | None, high: int | None) -> Node:
 
 
 def multiples(step: int, name: str, *, is_signed: bool) -> dict[str, Node]:
-    """Return rules for the whole numbers that `step` divides; the rule `name` is the start.
+    """Return rules for the whole numbers but 0 that `step` divides; `name` is the start.
 
     A machine over the digits: the rule name-R-N has read remainder R and takes N more digits.
     """
@@ -85,7 +85,7 @@ def multiples(step: int, name: str, *, is_signed: bool) -> dict[str, Node]:
         ]
 
     sign = MINUS if is_signed else EMPTY
-    start = alt(seq("0"), seq(sign, alt(*leads(0, range(1, 10), N_MACHINE_DIGITS - 1))))
+    start = seq(sign, alt(*leads(0, range(1, 10), N_MACHINE_DIGITS - 1)))
     return {name: start, **rules}
 
 

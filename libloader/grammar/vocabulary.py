@@ -142,6 +142,7 @@ class Document:
         self.root = root
         self.unknown: list[tuple[str, str]] = []  # (keyword, path of its schema)
         self._places: dict[int, Place] = {}
+        self._made: dict[tuple[object, ...], Place] = {}
         self._names: dict[str, Place] = {}  # absolute URI with or without a plain anchor
         self._dynamic: dict[str, int] = {}  # name of a $dynamicAnchor -> how many bear it
         if not _is_schema(root):
@@ -171,6 +172,33 @@ class Document:
     def place(self, schema: dict[str, Any]) -> Place:
         """Return where a schema object of this document is."""
         return self._places[id(schema)]
+
+    def inner(self, outer: Place, *keys: str | int) -> Place:
+        """Return the place of a schema inside another one."""
+        schema: Any = outer.schema
+        for key in keys:
+            schema = schema[key]
+        if isinstance(schema, dict):
+            return self._places[id(schema)]
+        return Place(schema, step(outer.path, *keys), outer.base)
+
+    def made(self, schema: dict[str, Any], like: Place, key: tuple[object, ...]) -> Place:
+        """Enter a schema made from parts of this document; the same for the same key."""
+        key = (id(like.schema), *key)
+        if key not in self._made:
+            self._made[key] = Place(schema, like.path, like.base)
+            self._places[id(schema)] = self._made[key]
+            for child in _schemas_in(schema):
+                self._places.setdefault(id(child), Place(child, like.path, like.base))
+        return self._made[key]
+
+    def without(self, place: Place, *keywords: str) -> Place:
+        """Return a place's schema with some keywords left out."""
+        schema = place.schema
+        if isinstance(schema, bool) or not any(keyword in schema for keyword in keywords):
+            return place
+        rest = {keyword: value for keyword, value in schema.items() if keyword not in keywords}
+        return self.made(rest, place, ("without", *keywords))
 
     def fail(self, problem: str, path: str) -> NoReturn:
         raise GrammarInvalid(f"schema at {path}: {problem}", param=self.param)
@@ -264,6 +292,17 @@ class Document:
             return None
         self._read(value, path, base, 0)
         return self._places[id(value)] if isinstance(value, dict) else Place(value, path, base)
+
+
+def _schemas_in(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the schema objects directly inside one, and inside the maps and lists in it."""
+    for keyword, value in schema.items():
+        kind = KEYWORDS.get(keyword, ANY)
+        if kind.inside == "map":
+            yield from (child for child in value.values() if isinstance(child, dict))
+        elif kind.inside:
+            children = value if isinstance(value, list) else [value]
+            yield from (child for child in children if isinstance(child, dict))
 
 
 def _joined(base: str, reference: str) -> str:
