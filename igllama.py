@@ -559,10 +559,7 @@ def start_block(app: App, urls: Sequence[str]) -> str:
         ("backends", f"{', '.join(info.backends)}; {info.n_threads} threads"),
         ("model", f"{app.name}  {info.architecture}, {info.n_params / 1e6:,.1f}M parameters"),
         ("context", f"{info.n_ctx_slot} tokens in each of {info.n_slots} slots"),
-        (
-            "memory",
-            f"model {info.size_bytes / 2**20:.0f} MiB, KV cache {info.kv_bytes / 2**20:.0f} MiB",
-        ),
+        ("memory", memory_text(info, app.flags)),
         ("lacks", ", ".join(name for name in info.missing if name in NOTEWORTHY)),
         ("listening", " ".join(urls)),
     )
@@ -571,6 +568,18 @@ def start_block(app: App, urls: Sequence[str]) -> str:
     body = '{"messages":[{"role":"user","content":"Hello!"}]}'
     lines += ["", f"  curl {url}/v1/chat/completions -d '{body}'"]
     return "\n".join(lines)
+
+
+def memory_text(info: core.ModelInfo, flags: argparse.Namespace) -> str:
+    """Where memory goes, what we take beyond the model included: no hidden gigabytes."""
+    parts = [
+        f"model {info.size_bytes / 2**20:.0f} MiB",
+        f"KV cache {info.kv_bytes / 2**20:.0f} MiB",
+        f"saved prefixes up to {flags.cache_ram} MiB",
+    ]
+    if flags.cache_dir:
+        parts.append(f"and up to {flags.cache_disk} MiB in {flags.cache_dir}")
+    return ", ".join(parts)
 
 
 def show(arguments: Sequence[str]) -> int:
