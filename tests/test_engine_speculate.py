@@ -8,13 +8,13 @@ import pytest
 from fakes import Bench, FakeContext, expected_tokens
 
 from libloader.core import RequestDone, TokenEvent
-from libloader.engine.speculate import LONGEST, LONGEST_PAUSE, SHORTEST, Lookup
+from libloader.engine.speculate import LONGEST, LONGEST_PAUSE, Lookup
 
 LINE = list(range(100, 120))
 
 
 def test_what_followed_the_same_tokens_before_is_guessed():
-    assert Lookup([*LINE, 7, 8, *LINE[:4]]).guess(3) == LINE[4:6]
+    assert Lookup([*LINE, 7, 8, *LINE[:4]]).guess(3) == LINE[4:7]
 
 
 def test_the_latest_occurrence_counts():
@@ -39,14 +39,21 @@ def test_no_more_is_guessed_than_asked_for():
     assert len(Lookup([*LINE, *LINE[:4]]).guess(1)) == 1
 
 
-def test_guesses_grow_while_they_are_right():
+def test_guesses_grow_while_they_are_right_and_shrink_when_wrong():
     lookup = Lookup([*LINE, *LINE[:4]])
-    lengths = []
-    for _ in range(5):
-        guess = lookup.guess(100)
-        lengths.append(len(guess))
-        lookup.learn(len(guess), len(guess))
-    assert lengths == [SHORTEST, 4, 8, LONGEST, LONGEST]
+    first = len(lookup.guess(100, price=0.3))
+    for _ in range(3):
+        lookup.learn(8, 8)
+    grown = len(lookup.guess(100, price=0.3))
+    for _ in range(3):
+        lookup.learn(8, 1)
+    assert LONGEST == grown > first > len(lookup.guess(100, price=0.3)) > 0
+
+
+def test_nothing_is_guessed_that_costs_more_than_it_may_bring():
+    lookup = Lookup([*LINE, *LINE[:4]])
+    assert lookup.guess(8, price=1.0) == []
+    assert len(lookup.guess(8, price=0.75)) == 1
 
 
 def test_after_misses_guessing_pauses_longer_and_longer():
@@ -67,7 +74,7 @@ def test_after_a_hit_guessing_goes_on_at_once():
     lookup.learn(2, 0)
     lookup.push(LINE[4])
     lookup.learn(2, 1)
-    assert lookup.guess(8) == LINE[5:7]
+    assert lookup.guess(2) == LINE[5:7]
 
 
 @pytest.mark.parametrize("seed", range(30))

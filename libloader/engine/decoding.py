@@ -82,10 +82,12 @@ class Decoding:
         if code != DECODED:
             self._recover(plan, code)
             return
+        chunks = [n for _, n in plan]
+        n_guessed = self._batch.n_tokens - sum(chunks)
         self._commit(plan)
         self._sample(rows)
         seconds = self._clock() - started_s  # libllama may compute until the first sample
-        self._scheduler.pace.note([n for _, n in plan], seconds)
+        self._scheduler.pace.note(chunks, n_guessed, seconds)
 
     def close(self) -> None:
         self._sampling.close()

@@ -147,7 +147,8 @@ class Scheduler:
         if not guessing or not self.slots.can_cut:
             return 0
         share = (self._context.n_ubatch - len(decoding)) // len(guessing)
-        return sum(sequence.guess(share) for sequence in guessing)
+        price = self.pace.price(len(decoding))
+        return sum(sequence.guess(share, price) for sequence in guessing)
 
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
         left = self.pace.chunk(n_decoding, self._context.n_ubatch)

@@ -66,10 +66,11 @@ class Sequence:
     def n_completion(self) -> int:
         return len(self.tokens) - self.n_prompt
 
-    def guess(self, n_max: int) -> int:
+    def guess(self, n_max: int, price: float) -> int:
         """Set `draft` for the next step, within the limit of the sequence; return its length."""
         if self.lookup is not None:
-            self.draft = self.lookup.guess(min(n_max, self.n_limit - len(self.tokens) - 1))
+            n_max = min(n_max, self.n_limit - len(self.tokens) - 1)
+            self.draft = self.lookup.guess(n_max, price)
         return len(self.draft)
 
     def take(self, token: int, piece: bytes, ends: bool) -> str:
