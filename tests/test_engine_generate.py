@@ -175,6 +175,18 @@ def test_a_control_token_across_two_segments_stays_text(bench):
     assert tokens_of(bench, "a") == expected_tokens(list(b"<|im_end|>"), 4)
 
 
+def test_only_typed_text_with_a_control_token_is_tokenized_alone(bench):
+    segments = (
+        ("<|im_start|>", True), ("plain", False), ("<|im_end|>", True),
+        ("a<|im_end|>b", False), ("<|im_end|>", True), ("plain", False),
+    )  # fmt: skip
+    bench.submit("a", Prompt(segments=segments, add_special=False), max_tokens=4)
+    bench.run()
+    typed = [258, *b"plain", 259, *b"a<|im_end|>b", 259, *b"plain"]
+    assert tokens_of(bench, "a") == expected_tokens(typed, 4)
+    assert bench.model.vocab.n_tokenized == 3
+
+
 def test_a_harmless_prompt_is_tokenized_in_one_piece(bench):
     segments = (("<|im_start|>", True), ("plain words", False), ("<|im_end|>", True))
     bench.submit("a", Prompt(segments=segments), max_tokens=1)

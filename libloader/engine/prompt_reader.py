@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from re import Pattern
 
 from libloader.core import Prompt
@@ -69,15 +70,21 @@ class PromptReader:
         return list(tokens)
 
     def _pieces(self, segments: Segments) -> Segments:
-        """Join segments: all into one if no control token's text touches what a user typed."""
-        joined = "".join(text for text, _ in segments)
-        if self._control is None or all(parse for _, parse in segments):
-            return ((joined, any(parse for _, parse in segments)),)
-        trusted = _trusted_spans(segments)
-        for match in self._control.finditer(joined):
-            if not any(a <= match.start() and match.end() <= b for a, b in trusted):
-                return _merged_by_trust(segments)
-        return ((joined, True),)
+        """Join segments into one, but for those whose typed text holds part of a control token."""
+        if self._control is None:
+            return (("".join(text for text, _ in segments), True),)
+        spans = _spans(segments)
+        trusted = [span for span, (_, parse) in zip(spans, segments) if parse]
+        unsafe = [
+            match.span()
+            for match in self._control.finditer("".join(text for text, _ in segments))
+            if not any(a <= match.start() and match.end() <= b for a, b in trusted)
+        ]
+        alone = [
+            not parse and any(a < end and start < b for a, b in unsafe)
+            for (start, end), (_, parse) in zip(spans, segments)
+        ]
+        return _joined(segments, alone)
 
     def _check_bytes(self, segments: Segments) -> None:
         n_chars = sum(len(text) for text, _ in segments)
@@ -107,22 +114,18 @@ def _any_of(texts: Sequence[str]) -> Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _trusted_spans(segments: Segments) -> list[tuple[int, int]]:
-    """Return the spans of the joined text in which control tokens are meant."""
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for text, parse_special in segments:
-        if parse_special:
-            spans.append((start, start + len(text)))
-        start += len(text)
-    return spans
+def _spans(segments: Segments) -> list[tuple[int, int]]:
+    """Return where each segment lies in the joined text."""
+    ends = list(accumulate(len(text) for text, _ in segments))
+    return list(zip([0, *ends], ends))
 
 
-def _merged_by_trust(segments: Segments) -> Segments:
-    merged: list[tuple[str, bool]] = []
-    for text, parse_special in segments:
-        if merged and merged[-1][1] == parse_special:
-            merged[-1] = (merged[-1][0] + text, parse_special)
+def _joined(segments: Segments, alone: list[bool]) -> Segments:
+    """Return the segments as pieces: those that stand alone as plain text, the others joined."""
+    pieces: list[tuple[str, bool]] = []
+    for (text, _), stands_alone in zip(segments, alone):
+        if pieces and pieces[-1][1] and not stands_alone:
+            pieces[-1] = (pieces[-1][0] + text, True)
         else:
-            merged.append((text, parse_special))
-    return tuple(merged)
+            pieces.append((text, not stands_alone))
+    return tuple(pieces)
