@@ -260,7 +260,6 @@ def chat_completions(app: App, exchange: Exchange) -> None:
         deadline_s=wanted.deadline_s or app.flags.timeout,
         fair_key=exchange.api_key,
     )
-    exchange.on_gone(lambda: app.engine.cancel(request.id))
     answer = stream_chat if wanted.stream else answer_chat
     answer(app, exchange, request, call)
 
@@ -280,7 +279,7 @@ def answer_chat(
     app: App, exchange: Exchange, request: core.Request, call: chat.ChatRequest
 ) -> None:
     collected = Collected(request.n)
-    app.engine.submit(request, collected.deliver)
+    submit(app, exchange, request, collected.deliver)
     last = collected.wait()
     choices = [
         chat.Choice("".join(text), reason, chat.logprobs_dict(entries) if entries else None)
@@ -301,8 +300,19 @@ def stream_chat(
         include_usage=call.generation.include_usage,
     )  # fmt: skip
     streamed = Streamed(exchange, chunks, request.n)
-    app.engine.submit(request, streamed.deliver)
+    submit(app, exchange, request, streamed.deliver)
     streamed.run(ignored_headers(call.generation.ignored))
+
+
+def submit(
+    app: App, exchange: Exchange, request: core.Request, deliver: Callable[[core.Event], None]
+) -> None:
+    """Hand a request to the engine; it is cancelled when its client hangs up.
+
+    In this order: a client that is gone already must cancel what the engine knows of.
+    """
+    app.engine.submit(request, deliver)
+    exchange.on_gone(lambda: app.engine.cancel(request.id))
 
 
 def create_embeddings(app: App, exchange: Exchange) -> None:
@@ -319,8 +329,7 @@ def create_embeddings(app: App, exchange: Exchange) -> None:
         fair_key=exchange.api_key,
     )
     collected = Collected(len(call.prompts))
-    exchange.on_gone(lambda: app.engine.cancel(request.id))
-    app.engine.submit(request, collected.deliver)
+    submit(app, exchange, request, collected.deliver)
     last = collected.wait()
     body = embeddings.answer(call, collected.vectors, model=app.name, n_prompt=last.usage.n_prompt)
     exchange.reply_json(body, headers=ignored_headers(call.ignored))

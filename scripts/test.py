@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         return run(python, "-m", "pytest", *arguments)
     checked = run(python, "scripts/check.py")
     proved = run(python, "scripts/abi_matrix.py", "--ci")  # old and new builds of libllama
-    soaked = run(python, "scripts/soak.py", "--minutes", "1")
+    soaked = run(python, "scripts/soak.py", "--minutes", "1", "--threads", "1")
     return run(python, "-m", "pytest") or checked or proved or soaked
 
 
