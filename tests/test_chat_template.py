@@ -164,10 +164,33 @@ def test_reasoning_goes_back_under_either_name():
 
 
 def test_absent_tools_are_undefined_not_null():
-    template = make("{{ tools is defined }}{{ documents is defined }}")
-    assert template.render([USER]).text == "FalseFalse"
-    assert template.render([USER], tools=[WEATHER]).text == "TrueFalse"
-    assert template.render([USER], kwargs={"documents": []}).text == "FalseTrue"
+    template = make(
+        "{{ tools|length if tools is defined }}{{ documents is defined }}{{ tools|d('') }}"
+    )
+    assert template.render([USER]).text == "False"
+    assert template.render([USER], tools=[WEATHER]).text.startswith("1False[{'type'")
+    assert template.render([USER], kwargs={"documents": []}).text == "True"
+
+
+def test_a_template_without_tools_has_them_described_in_words():
+    template = make(PLAIN)
+    text = template.render([SYSTEM, USER], tools=[WEATHER]).text
+    assert text.startswith("[system]Be brief, please.\n\nYou can call these functions:")
+    assert json.dumps(WEATHER["function"], ensure_ascii=False) in text
+    assert '{"name": "name_of_function", "arguments": {"name_of_argument": "value"}}' in text
+    gemma = load("turn_markers").render([USER], tools=[WEATHER]).text
+    assert "<start_of_turn>user\nYou can call these functions" in gemma
+
+
+def test_a_template_without_calls_gets_them_as_the_text_that_the_model_wrote():
+    messages = [USER, {**CALLING, "content": "Let me see."}, result("21"), result("22"), USER]
+    for name in ("turn_markers", "chatml"):
+        template = load(name) if name == "turn_markers" else make(TEMPLATES[name])
+        text = template.render(messages, tools=[WEATHER]).text
+        call_text = '{"name": "get_weather", "arguments": {"place": "Zürich", "days": [1, 2]}}'
+        assert f"Let me see.\n{call_text}" in text
+        assert "Result of get_weather:\n21\n\nResult of get_weather:\n22" in text
+    assert "22\n\nWhat is 1 + 1?<end_of_turn>" in load("turn_markers").render(messages).text
 
 
 def test_the_callers_messages_never_change():

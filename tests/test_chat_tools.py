@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from libloader.chat import tools
+from libloader.chat.reasoning import Tags
 from libloader.chat.tools.deltas import Call, CallDelta, ContentDelta, collect, new_id
-from libloader.chat.tools.gbnf import Forced, Parameter
+from libloader.chat.tools.forcing import force
+from libloader.chat.tools.gbnf import text_before
 from libloader.chat.tools.reader import Reader
 from libloader.errors import UsageError
+from libloader.grammar import gbnf, json_schema
 
 FOLDER = Path(__file__).parent / "data" / "tool_calls"
 CASES = sorted(FOLDER.glob("*/*.json"))
@@ -233,38 +236,92 @@ def test_an_unknown_format_name_lists_the_known_ones():
 
 # --- forcing calls -------------------------------------------------------------------------------
 
-FORCED = [
-    Forced(
-        "get_weather", "args-0", (Parameter("place", "", True), Parameter("days", "days", False))
-    ),
-    Forced("get_time", "args-1"),
+STRICT = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string"},
+                    "days": {"type": "array", "items": {"$ref": "#/$defs/day"}},
+                    "unit": {"enum": ["celsius", "kelvin"]},
+                },
+                "required": ["place"],
+                "additionalProperties": False,
+                "$defs": {"day": {"type": "integer"}},
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "get_time"}},
+]
+FITTING = [
+    [Call("", "get_weather", '{"place": "Rome <b>", "days": [1, 2], "unit": "kelvin"}')],
+    [Call("", "get_weather", '{"place": "Rome"}')],
+    [Call("", "get_time", "{}")],
+    [Call("", "get_weather", '{"place": "Rome"}'), Call("", "get_time", "{}")],
+]
+WRONG = [
+    [Call("", "get_weather", '{"unit": "kelvin"}')],
+    [Call("", "get_weather", '{"place": "Rome", "unit": "F"}')],
+    [Call("", "get_weather", '{"place": "Rome", "days": ["x"]}')],
+    [Call("", "get_weather", '{"place": "Rome", "more": 1}')],
+    [Call("", "rm", "{}")],
 ]
 
 
+def whole_grammar(forced):
+    return (
+        forced.text + "\n" + json_schema.embed(forced.schemas).text
+        if forced.schemas
+        else forced.text
+    )
+
+
 @pytest.mark.parametrize("format", tools.FORMATS, ids=lambda format: format.name)
-@pytest.mark.parametrize("parallel", [False, True])
-def test_every_format_has_rules_that_refer_to_known_rules_only(format, parallel):
-    rules = format.grammar(FORCED, parallel)
-    assert "root" in rules
-    given = {"args-0", "args-1", "days"}
-    for text in rules.values():
-        assert names_in(text) <= set(rules) | given
+def test_forced_answers_are_calls_that_fit_the_schema(format):
+    grammar = whole_grammar(force(format, STRICT))
+    gbnf.check(grammar, max_bytes=1 << 20)
+    for calls in FITTING:
+        if len(calls) == 1 or format.name != "harmony":
+            assert gbnf.matches(grammar, format.write(calls)), format.write(calls)
+    for calls in WRONG:
+        assert not gbnf.matches(grammar, format.write(calls)), format.write(calls)
+    assert not gbnf.matches(grammar, "Just text.")
 
 
-def names_in(text):
-    """The rule names in the right side of a rule."""
-    outside, quoted = "", ""
-    for character in text:
-        if quoted:
-            if character == quoted and not outside.endswith("\\"):
-                quoted = ""
-            outside = (
-                outside + "\\"
-                if character == "\\" and not outside.endswith("\\")
-                else (outside.rstrip("\\"))
-            )
-        elif character in '"[':
-            quoted = "]" if character == "[" else '"'
-        else:
-            outside += character if character.isalnum() or character == "-" else " "
-    return set(outside.split())
+@pytest.mark.parametrize("format", tools.FORMATS, ids=lambda format: format.name)
+def test_a_named_function_and_a_single_call_can_be_forced(format):
+    named = whole_grammar(force(format, STRICT, name="get_time"))
+    assert gbnf.matches(named, format.write(FITTING[2]))
+    assert not gbnf.matches(named, format.write(FITTING[1]))
+    single = whole_grammar(force(format, STRICT, parallel=False))
+    assert gbnf.matches(single, format.write(FITTING[1]))
+    assert not gbnf.matches(single, format.write(FITTING[3]))
+
+
+def test_a_think_block_may_come_before_a_forced_call():
+    hermes, tags = tools.format_named("hermes"), Tags("<think>", "</think>")
+    call = hermes.write(FITTING[1])
+    free = whole_grammar(force(hermes, STRICT, tags=tags))
+    for text in ("", "<think>Hm < b </thin </think>\n\n", "<think></think>"):
+        assert gbnf.matches(free, text + call)
+    for text in ("Hm. ", "<think>a</think>b", "<think>"):
+        assert not gbnf.matches(free, text + call)
+    opened = whole_grammar(force(hermes, STRICT, tags=tags, opened=True))
+    assert gbnf.matches(opened, "Hm.</think>\n\n" + call)
+    assert not gbnf.matches(opened, call)
+
+
+@pytest.mark.parametrize("end", ["</a>", "aab", "</parameter>", "\n</p>", "]]", '<|"|>'])
+def test_any_text_before_an_end_is_what_the_rules_accept(end):
+    rules = text_before("root", end)
+    grammar = "\n".join(f"{name} ::= {text}" for name, text in rules.items())
+    chance = random.Random(2)
+    for _ in range(150):
+        text = "".join(chance.choice([*end, "x", end[:-1]]) for _ in range(chance.randint(0, 12)))
+        text = text.replace(end, "")
+        fits = (text + end).index(end) == len(text)
+        assert gbnf.matches(grammar, text + end) is fits
+        assert not gbnf.matches(grammar, text) or text.endswith(end)

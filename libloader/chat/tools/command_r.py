@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, json_object, literal, repeated
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Forced,
+    Rules,
+    alternatives,
+    json_object,
+    literal,
+    repeated,
+)
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Reader
 
@@ -32,10 +40,10 @@ def read_tagged(reader: Reader, trigger: str) -> Steps:
 
 def _grammar(before: str, after: str, functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (json_object(each, "tool_name", "parameters") for each in functions)
-    row = repeated("call", ",\n    ", parallel)
+    row = repeated(CALL, ",\n    ", parallel)
     return {
         "root": f"{literal(before)} {row} {literal(after)}",
-        "call": alternatives(calls),
+        CALL: alternatives(calls),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
+from libloader.chat.tools.gbnf import CALL as CALL_RULE
 from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal, repeated
 from libloader.chat.tools.reader import Broken, Reader
 
@@ -53,8 +54,8 @@ def _grammar(before: str, after: str, functions: Sequence[Forced], parallel: boo
         f"{literal(before.format(each.name))} {each.arguments} {literal(after)}"
         for each in functions
     )
-    row = repeated("call", "\n" if "```" in before else "", parallel)
-    return {"root": f"{literal(CALLS)} {row} {literal(CALLS_END)}", "call": alternatives(calls)}
+    row = repeated(CALL_RULE, "\n" if "```" in before else "", parallel)
+    return {"root": f"{literal(CALLS)} {row} {literal(CALLS_END)}", CALL_RULE: alternatives(calls)}
 
 
 V3 = CALL + "function" + SEPARATOR + "{}\n```json\n", "\n```" + CALL_END

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call, ContentDelta
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, literal, repeated
 from libloader.chat.tools.reader import Broken, Reader
 
 BEGIN, END = "<function=", "</function>"
@@ -51,12 +51,12 @@ def tagged_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (
         f"{literal(f'{BEGIN}{each.name}>')} {each.arguments} {literal(END)}" for each in functions
     )
-    return {"root": repeated("call", "", parallel), "call": alternatives(calls)}
+    return {"root": repeated(CALL, "", parallel), CALL: alternatives(calls)}
 
 
 def section_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (f"{literal(each.name + chr(10))} {each.arguments}" for each in functions)
-    return {"root": repeated("call", SECTION, parallel), "call": alternatives(calls)}
+    return {"root": repeated(CALL, SECTION, parallel), CALL: alternatives(calls)}
 
 
 def write_tagged(calls: Sequence[Call]) -> str:

@@ -10,15 +10,23 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+# Rules of a format are named so; those of libloader.grammar keep clear of these names.
+CALL, TEXT, THOUGHT = "format-call", "format-text", "format-thought"
+
 Rules = dict[str, str]  # rule name -> its right side; "root" is the answer
 
 
 class Parameter(NamedTuple):
-    """One property of a function's arguments. `rule` is of its JSON value; "" for plain text."""
+    """One property of a function's arguments.
+
+    `rule` is the rule of its JSON value. `text` is for formats that write strings bare: an
+    expression of the strings that it may be, TEXT for any, "" if it is no string.
+    """
 
     name: str
     rule: str
     required: bool
+    text: str = ""
 
 
 class Forced(NamedTuple):
@@ -50,11 +58,9 @@ def json_object(function: Forced, name_key: str = "name", arguments_key: str = "
 
 
 def json_objects(functions: Sequence[Forced], parallel: bool) -> Rules:
-    """The rules of one object, or of a list of them."""
-    call = alternatives(json_object(each) for each in functions)
-    if not parallel:
-        return {"root": "call", "call": call}
-    return {"root": '"[" call (", " call)* "]"', "call": call}
+    """The rules of one object, or of several on lines of their own."""
+    calls = alternatives(map(json_object, functions))
+    return {"root": repeated(CALL, "\n", parallel), CALL: calls}
 
 
 def text_before(name: str, end: str) -> Rules:
@@ -91,6 +97,5 @@ def _longest_beginning(text: str, end: str) -> int:
 
 
 def _set(characters: str, inverted: bool = False) -> str:
-    escaped = "".join(f"\\{c}" if c in "\\]^-[" else c for c in characters)
-    escaped = escaped.replace("\n", "\\n")
+    escaped = "".join(c if c.isalnum() else f"\\U{ord(c):08X}" for c in characters)
     return f"[{'^' if inverted else ''}{escaped}]"

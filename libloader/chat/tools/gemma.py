@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal, text_before
+from libloader.chat.tools.gbnf import CALL, TEXT, Forced, Rules, alternatives, literal, text_before
 from libloader.chat.tools.members import Members
 from libloader.chat.tools.reader import Broken, Reader
 
@@ -99,14 +99,14 @@ def grammar_of(marks: Marks) -> Any:
     """Return the `grammar` of a format with these marks. Values but top-level text are JSON."""
 
     def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-        rules = text_before("text", marks.quote)
+        rules = text_before(TEXT, marks.quote)
         for index, function in enumerate(functions):
             head = literal(f"{marks.begin}call:{function.name}{{")
-            rules[f"call-{index}"] = (
+            rules[f"{CALL}-{index}"] = (
                 f"{head} {_members(marks, function)} {literal('}' + marks.end)}"
             )
-        rules["call"] = alternatives(f"call-{index}" for index in range(len(functions)))
-        return {"root": "call+" if parallel else "call", **rules}
+        rules[CALL] = alternatives(f"{CALL}-{index}" for index in range(len(functions)))
+        return {"root": f"{CALL}+" if parallel else CALL, **rules}
 
     return grammar
 
@@ -115,7 +115,10 @@ def _members(marks: Marks, function: Forced) -> str:
     """Required parameters in order; then optional ones, each with its comma."""
     texts = []
     for parameter in function.parameters:
-        value = parameter.rule or f"{literal(marks.quote)} text"
+        value = parameter.rule
+        if parameter.text:
+            end = "" if parameter.text == TEXT else literal(marks.quote)
+            value = f"{literal(marks.quote)} {parameter.text} {end}"
         texts.append((parameter, f"{literal(parameter.name + ':')} {value}"))
     required = f" {literal(',')} ".join(text for each, text in texts if each.required)
     optional = [text for each, text in texts if not each.required]
@@ -156,6 +159,7 @@ def _format(name: str, marks: Marks) -> Format:
         triggers=(marks.begin,),
         shown=marks,
         read=reading(marks),
+        by_parameter=True,
         grammar=grammar_of(marks),
         write=writing(marks),
     )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Reader
@@ -22,9 +23,10 @@ You can call these functions:
 
 {functions}
 
-To call one, answer with nothing but a JSON object of this form, one per line for several calls:
-{{"name": "<function>", "arguments": {{<its arguments>}}}}
+To call one, answer with nothing but its name and arguments in this form:
+{example}
 The results come back in the next message. If no function is needed, answer in plain text."""
+_EXAMPLE = Call("", "name_of_function", '{"name_of_argument": "value"}')
 
 
 def read(reader: Reader, trigger: str) -> Steps:
@@ -39,11 +41,12 @@ def read(reader: Reader, trigger: str) -> Steps:
     reader.done()
 
 
-def instructions(tools: Sequence[dict[str, Any]]) -> str:
-    """Return the system message that tells a model about its tools."""
+def instructions(tools: Sequence[dict[str, Any]], format: Format) -> str:
+    """Return the system message that tells a model about its tools and its format of calls."""
     functions = (tool.get("function", tool) for tool in tools)
     return _INSTRUCTIONS.format(
-        functions="\n".join(json.dumps(each, ensure_ascii=False) for each in functions)
+        functions="\n".join(json.dumps(each, ensure_ascii=False) for each in functions),
+        example=format.write([_EXAMPLE]),
     )
 
 

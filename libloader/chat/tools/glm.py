@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, repeated
 from libloader.chat.tools.reader import Reader
 from libloader.chat.tools.xml_calls import Shape, read_call, write_calls
 from libloader.chat.tools.xml_calls import grammar as call_grammar
@@ -27,7 +27,7 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    return {"root": repeated("call", "\n", parallel), **call_grammar(SHAPE, functions)}
+    return {"root": repeated(CALL, "\n", parallel), **call_grammar(SHAPE, functions)}
 
 
 GLM = Format(
@@ -35,6 +35,7 @@ GLM = Format(
     marks=(("<arg_key>", "<arg_value>", "<tool_call>"),),
     triggers=(SHAPE.begin,),
     read=read,
+    by_parameter=True,
     grammar=grammar,
     write=lambda calls: write_calls(SHAPE, calls),
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call, ContentDelta, ReasoningDelta
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, literal
 from libloader.chat.tools.reader import Broken, Reader
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
@@ -57,7 +57,7 @@ def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
         f"{each.arguments}"
         for each in functions
     )
-    return {"root": "call", "call": alternatives(calls)}
+    return {"root": CALL, CALL: alternatives(calls)}
 
 
 def write(calls: Sequence[Call]) -> str:

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, json_object, literal, repeated
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Forced,
+    Rules,
+    alternatives,
+    json_object,
+    literal,
+    repeated,
+)
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Reader
 
@@ -25,8 +33,8 @@ def read(reader: Reader, trigger: str) -> Steps:
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     call = f"{literal(BEGIN + chr(10))} ({alternatives(map(json_object, functions))}) "
     return {
-        "root": repeated("call", "\n", parallel),
-        "call": call + literal("\n" + END),
+        "root": repeated(CALL, "\n", parallel),
+        CALL: call + literal("\n" + END),
     }
 
 

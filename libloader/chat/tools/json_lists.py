@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, json_object, literal, repeated
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Forced,
+    Rules,
+    alternatives,
+    json_object,
+    literal,
+    repeated,
+)
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Reader
 
@@ -36,10 +44,10 @@ def _format(
     opening, closing = ("" if is_bracket else row[:1]), row[1:]
 
     def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-        calls = repeated("call", separator, parallel)
+        calls = repeated(CALL, separator, parallel)
         return {
             "root": f"{literal(before + opening)} {calls} {literal(closing + after)}",
-            "call": alternatives(map(json_object, functions)),
+            CALL: alternatives(map(json_object, functions)),
         }
 
     def write(calls: Sequence[Call]) -> str:

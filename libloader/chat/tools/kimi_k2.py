@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
+from libloader.chat.tools.gbnf import CALL as CALL_RULE
 from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal
 from libloader.chat.tools.reader import Reader
 
@@ -51,10 +52,10 @@ def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
         f"{literal(CALL_END)}"
         for each in functions
     )
-    row = "call+" if parallel else "call"
+    row = f"{CALL_RULE}+" if parallel else CALL_RULE
     return {
         "root": f"{literal(SECTION)} {row} {literal(SECTION_END)}",
-        "call": alternatives(calls),
+        CALL_RULE: alternatives(calls),
     }
 
 

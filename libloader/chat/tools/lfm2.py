@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, literal, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, literal, repeated
 from libloader.chat.tools.json_calls import read_calls as read_json_calls
 from libloader.chat.tools.python_calls import read_calls, write_calls
 from libloader.chat.tools.pythonic import call_rules
@@ -28,7 +28,7 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    calls = repeated("call", ", ", parallel)
+    calls = repeated(CALL, ", ", parallel)
     return {"root": f"{literal(BEGIN + '[')} {calls} {literal(']' + END)}", **call_rules(functions)}
 
 
@@ -38,10 +38,11 @@ def write(calls: Sequence[Call]) -> str:
 
 LFM2 = Format(
     name="lfm2",
-    marks=(("<|tool_call_start|>",), ("<|tool_list_start|>",)),
+    marks=(("<|tool_call_start|>",), ("<|tool_list_start|>",), ("List of tools: [",)),
     triggers=(BEGIN,),
     shown=(END,),
     read=read,
+    by_parameter=True,
     grammar=grammar,
     write=write,
 )

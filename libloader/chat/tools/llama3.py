@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, json_object, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, json_object, repeated
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Broken, Reader
 
@@ -39,7 +39,7 @@ def _read_builtin(reader: Reader) -> Steps:
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (json_object(each, arguments_key="parameters") for each in functions)
-    return {"root": repeated("call", "; ", parallel), "call": alternatives(calls)}
+    return {"root": repeated(CALL, "; ", parallel), CALL: alternatives(calls)}
 
 
 def write(calls: Sequence[Call]) -> str:

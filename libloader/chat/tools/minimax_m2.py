@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, literal, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, literal, repeated
 from libloader.chat.tools.reader import Reader
 from libloader.chat.tools.xml_calls import Shape, read_call, write_calls
 from libloader.chat.tools.xml_calls import grammar as call_grammar
@@ -35,7 +35,7 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    calls = repeated("call", "\n", parallel)
+    calls = repeated(CALL, "\n", parallel)
     return {
         "root": f"{literal(BLOCK + chr(10))} {calls} {literal(chr(10) + BLOCK_END)}",
         **call_grammar(SHAPE, functions),
@@ -47,6 +47,7 @@ MINIMAX_M2 = Format(
     marks=((BLOCK,),),
     triggers=(BLOCK,),
     read=read,
+    by_parameter=True,
     grammar=grammar,
     write=lambda calls: f"{BLOCK}\n{write_calls(SHAPE, calls)}\n{BLOCK_END}",
 )

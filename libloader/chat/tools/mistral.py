@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, json_object, literal, repeated
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Forced,
+    Rules,
+    alternatives,
+    json_object,
+    literal,
+    repeated,
+)
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Reader
 
@@ -29,14 +37,14 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 def list_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     return {
-        "root": f'{literal(BEGIN + "[")} {repeated("call", ", ", parallel)} "]"',
-        "call": alternatives(map(json_object, functions)),
+        "root": f'{literal(BEGIN + "[")} {repeated(CALL, ", ", parallel)} "]"',
+        CALL: alternatives(map(json_object, functions)),
     }
 
 
 def args_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (f"{literal(BEGIN + each.name + ARGS)} {each.arguments}" for each in functions)
-    return {"root": "call+" if parallel else "call", "call": alternatives(calls)}
+    return {"root": f"{CALL}+" if parallel else CALL, CALL: alternatives(calls)}
 
 
 def write_list(calls: Sequence[Call]) -> str:

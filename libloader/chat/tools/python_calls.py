@@ -93,7 +93,20 @@ def literal_value(text: str) -> Any:
 
 def write_calls(calls: Sequence[Call]) -> str:
     """Return the calls as Python writes them."""
-    return ", ".join(
-        f"{call.name}({', '.join(f'{k}={v!r}' for k, v in json.loads(call.arguments).items())})"
-        for call in calls
-    )
+    return ", ".join(f"{call.name}({_written(json.loads(call.arguments))})" for call in calls)
+
+
+def _written(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
+
+
+def _python(value: Any) -> str:
+    """Return a value as Python source, strings in double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_python, value))}]"
+    if isinstance(value, dict):
+        members = (f"{_python(key)}: {_python(each)}" for key, each in value.items())
+        return f"{{{', '.join(members)}}}"
+    return repr(value)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, literal, repeated
 from libloader.chat.tools.python_calls import read_calls, write_calls
 from libloader.chat.tools.reader import Reader
 
@@ -25,10 +25,10 @@ def call_rules(functions: Sequence[Forced]) -> Rules:
     """The rules of one Python call, called `call`; values are JSON, which Python calls may hold."""
     rules: Rules = {}
     for index, function in enumerate(functions):
-        rules[f"call-{index}"] = (
+        rules[f"{CALL}-{index}"] = (
             f"{literal(function.name + '(')} {_arguments(function)} {literal(')')}"
         )
-    rules["call"] = alternatives(f"call-{index}" for index in range(len(functions)))
+    rules[CALL] = alternatives(f"{CALL}-{index}" for index in range(len(functions)))
     return rules
 
 
@@ -46,7 +46,7 @@ def _arguments(function: Forced) -> str:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    return {"root": f'"[" {repeated("call", ", ", parallel)} "]"', **call_rules(functions)}
+    return {"root": f'"[" {repeated(CALL, ", ", parallel)} "]"', **call_rules(functions)}
 
 
 def write(calls: Sequence[Call]) -> str:
@@ -59,6 +59,7 @@ PYTHONIC = Format(
     triggers=(START,),
     first_triggers=("[",),
     read=read,
+    by_parameter=True,
     grammar=grammar,
     write=write,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import Forced, Rules, repeated
+from libloader.chat.tools.gbnf import CALL, Forced, Rules, repeated
 from libloader.chat.tools.reader import Reader
 from libloader.chat.tools.xml_calls import Shape, read_call, write_calls
 from libloader.chat.tools.xml_calls import grammar as call_grammar
@@ -36,7 +36,7 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    return {"root": repeated("call", "\n", parallel), **call_grammar(SHAPE, functions)}
+    return {"root": repeated(CALL, "\n", parallel), **call_grammar(SHAPE, functions)}
 
 
 QWEN3_CODER = Format(
@@ -44,6 +44,7 @@ QWEN3_CODER = Format(
     marks=(("<function=", "<parameter="),),
     triggers=(OUTER, FUNCTION),
     read=read,
+    by_parameter=True,
     grammar=grammar,
     write=lambda calls: write_calls(SHAPE, calls),
 )

@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Steps
-from libloader.chat.tools.gbnf import Forced, Parameter, Rules, alternatives, literal, text_before
+from libloader.chat.tools.gbnf import (
+    CALL,
+    TEXT,
+    Forced,
+    Parameter,
+    Rules,
+    alternatives,
+    literal,
+    text_before,
+)
 from libloader.chat.tools.members import Members
 from libloader.chat.tools.reader import Reader
 
@@ -71,22 +80,23 @@ def _unpadded(text: str, padding: str) -> str:
 
 def grammar(shape: Shape, functions: Sequence[Forced]) -> Rules:
     """The rules of one call; its rule is called `call`. Parameters come in declared order."""
-    rules: Rules = text_before("text", shape.padding + shape.parameter_end)
+    rules: Rules = text_before(TEXT, shape.padding + shape.parameter_end)
     for index, function in enumerate(functions):
         parts = []
         for number, parameter in enumerate(function.parameters):
-            name = f"call-{index}-{number}"
+            name = f"{CALL}-{index}-{number}"
             rules[name] = _parameter(shape, parameter)
             parts.append(name if parameter.required else name + "?")
         head = literal(shape.begin + function.name + shape.named + shape.between)
-        rules[f"call-{index}"] = " ".join([head, *parts, literal(shape.end)])
-    rules["call"] = alternatives(f"call-{index}" for index in range(len(functions)))
+        rules[f"{CALL}-{index}"] = " ".join([head, *parts, literal(shape.end)])
+    rules[CALL] = alternatives(f"{CALL}-{index}" for index in range(len(functions)))
     return rules
 
 
 def _parameter(shape: Shape, parameter: Parameter) -> str:
     value = shape.between + shape.value if shape.value else ""
     head = literal(shape.key + parameter.name + shape.key_end + value + shape.padding)
-    if not parameter.rule:  # plain text: its rule ends with the tag
-        return f"{head} text {literal(shape.between)}"
-    return f"{head} {parameter.rule} {literal(shape.padding + shape.parameter_end + shape.between)}"
+    if parameter.text == TEXT:  # its rule ends with the tag
+        return f"{head} {TEXT} {literal(shape.between)}"
+    tail = literal(shape.padding + shape.parameter_end + shape.between)
+    return f"{head} {parameter.text or parameter.rule} {tail}"
