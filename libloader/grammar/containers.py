@@ -14,7 +14,7 @@ from libloader.grammar import choices
 from libloader.grammar.choices import Parts, schema_of
 from libloader.grammar.expr import EMPTY, NEVER, Node, Ref, alt, optional, repeat, seq
 from libloader.grammar.pattern import Inexpressible, compile_pattern
-from libloader.grammar.strings import SPACE, StringWriter, key, literal, other_than
+from libloader.grammar.strings import MAX_COUNT, SPACE, StringWriter, key, literal, other_than
 from libloader.grammar.validate import Validator
 from libloader.grammar.vocabulary import Document, Place
 
@@ -45,16 +45,15 @@ class Member(NamedTuple):
 def object_node(compiler: Compiler, parts: Parts, hint: str) -> Node:
     members = _members(compiler, parts, hint)
     extras = _extras(compiler, parts, hint)
-    low, high = _limit(parts, "minProperties", max), _limit(parts, "maxProperties", min)
+    low, high = _limits(compiler, parts, "minProperties", "maxProperties")
     n_required = sum(member.is_required for member in members)
-    low = max(low or 0, 0)
     if high is not None and (high < low or high < n_required):
         return NEVER
     if not members:
         inner = _extras_alone(compiler, parts, extras, low, high)
-    elif low <= n_required and (high is None or (high >= len(members) and not extras)):
+    elif low <= n_required and (high is None or (high >= len(members) and extras == NEVER)):
         inner = _in_order(compiler, members, extras, 0, None, hint)
-    elif not extras or (high is not None and high < len(members)):
+    elif extras == NEVER or (high is not None and high < len(members)):
         inner = _counted(compiler, parts, members, low, high, hint)
     else:
         n_missing = max(0, low - n_required)
@@ -65,9 +64,17 @@ def object_node(compiler: Compiler, parts: Parts, hint: str) -> Node:
     return seq("{", SPACE, inner, "}")
 
 
-def _limit(parts: Parts, keyword: str, tightest: object) -> int | None:
-    found = [int(schema_of(p)[keyword]) for p in parts if keyword in schema_of(p)]
-    return (max(found) if tightest is max else min(found)) if found else None
+def _limits(compiler: Compiler, parts: Parts, least: str, most: str) -> tuple[int, int | None]:
+    """Return the tightest limits; one that no answer reaches is left to the check afterwards."""
+    lows = [int(schema_of(p)[least]) for p in parts if least in schema_of(p)]
+    highs = [int(schema_of(p)[most]) for p in parts if most in schema_of(p)]
+    low, high = max(lows, default=0), min(highs) if highs else None
+    if low > MAX_COUNT:
+        compiler.document.fail(f"{least} is over {MAX_COUNT}", parts[0].path)
+    if high is not None and high > MAX_COUNT:
+        _report(compiler, parts, most)
+        high = None
+    return low, high
 
 
 def _report(compiler: Compiler, parts: Parts, keyword: str) -> None:
@@ -266,8 +273,7 @@ def _counted(
 
 
 def array_node(compiler: Compiler, parts: Parts, hint: str) -> Node:
-    low = _limit(parts, "minItems", max) or 0
-    high = _limit(parts, "maxItems", min)
+    low, high = _limits(compiler, parts, "minItems", "maxItems")
     prefix, rest = _item_parts(compiler.document, parts)
     if rest is None:
         high = min(len(prefix), len(prefix) if high is None else high)

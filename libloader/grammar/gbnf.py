@@ -51,7 +51,12 @@ def check(text: str, *, max_bytes: int = MAX_TEXT_BYTES, param: str = "grammar")
 
 def matches(text: str, document: str) -> bool:
     """Say whether the grammar accepts `document` from its first to its last character."""
-    matcher = Matcher(compile_text(text))
+    return matches_compiled(compile_text(text), document)
+
+
+def matches_compiled(grammar: FlatGrammar, document: str) -> bool:
+    """`matches` for a grammar that `compile_text` has read."""
+    matcher = Matcher(grammar)
     return matcher.feed(document) == len(document) and matcher.is_complete
 
 

@@ -13,6 +13,7 @@ Laws:
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from libloader.grammar import charset
@@ -141,8 +142,10 @@ def decimals(
     low: Decimal | None, high: Decimal | None, *, open_low: bool, open_high: bool
 ) -> Node:
     """Return the numbers from `low` to `high`, an open end excluded; NEVER if there is none."""
-    low = Decimal(-10**SIGNIFICANT) if low is None else low
-    high = Decimal(10**SIGNIFICANT) if high is None else high
+    if low is None:  # mirrored, an open low end is an open high end
+        return NEVER if high is None else _up_from(-high, open_high, sign="-")
+    if high is None:
+        return _up_from(low, open_low, sign="")
     if low > high:
         return NEVER
     zero = Decimal(0)
@@ -156,11 +159,29 @@ def decimals(
     return alt(*options)
 
 
+def _up_from(low: Decimal, is_open: bool, sign: str) -> Node:
+    """Return the numbers from `low` up (mirrored: from -low down): the larger, the coarser."""
+    ends = [Decimal(10**9 - 1), Decimal(10**SIGNIFICANT - 1)]
+    mirror = {"": "-", "-": ""}[sign]
+    options: list[Node] = []
+    if low < 0:
+        options.append(seq(mirror, _magnitudes(Decimal(0), -low, True, is_open)))
+        low, is_open = Decimal(0), False
+    if sign and low == 0 and not is_open:
+        options.append(Text("0"))
+        is_open = True
+    for end in ends:
+        if low <= end:
+            options.append(seq(sign, _magnitudes(low, end, is_open, False)))
+            low, is_open = end + 1, False
+    return alt(*options)
+
+
 def _magnitudes(low: Decimal, high: Decimal, open_low: bool, open_high: bool) -> Node:
     """Return the numbers between two limits that are not negative."""
     n_fraction = SIGNIFICANT - len(str(int(high)))
     if n_fraction < 1:
-        first, last = -int(-low // 1), int(high)
+        first, last = math.ceil(low), math.floor(high)
         first += open_low and first == low
         last -= open_high and last == high
         return _naturals(first, min(last, MAX_INTEGER))

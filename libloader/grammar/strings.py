@@ -61,11 +61,20 @@ def common_rules() -> dict[str, Node]:
 
 
 def literal(value: object) -> Node:
-    """Return the compact JSON text of a value."""
+    """Return the JSON text of a value, with room for space where there is structure."""
+    if isinstance(value, dict) and value:
+        return _enclosed("{", [seq(key(name), literal(item)) for name, item in value.items()], "}")
+    if isinstance(value, list) and value:
+        return _enclosed("[", [literal(item) for item in value], "]")
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
         text = json.dumps(value, separators=(",", ":"))
     return Text(text)
+
+
+def _enclosed(start: str, items: list[Node], end: str) -> Node:
+    more = [seq(",", SPACE, item) for item in items[1:]]
+    return seq(start, SPACE, items[0], *more, SPACE, end)
 
 
 def key(name: str) -> Node:

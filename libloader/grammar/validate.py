@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Callable, NamedTuple
 
 from libloader.errors import GrammarInvalid
@@ -237,8 +237,9 @@ def _if(visit: Visit, _: Schema) -> Iterator[str]:
 # Numbers.
 
 
-def _decimal(value: float) -> Decimal:
-    return Decimal(repr(value))
+def _exact(value: float) -> Fraction:
+    """Return the number as it is written in decimal: 0.3 is a multiple of 0.1."""
+    return Fraction(repr(value))
 
 
 def _limit(is_inside: Callable[[float, float], bool], words: str, strict: str = "") -> Check:
@@ -253,7 +254,7 @@ def _limit(is_inside: Callable[[float, float], bool], words: str, strict: str = 
 
 
 def _multiple_of(visit: Visit, factor: float) -> Iterator[str]:
-    if is_number(visit.value) and _decimal(visit.value) % _decimal(factor) != 0:
+    if is_number(visit.value) and _exact(visit.value) % _exact(factor) != 0:
         yield f"must be a multiple of {factor}"
 
 
