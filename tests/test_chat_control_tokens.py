@@ -112,11 +112,16 @@ def test_noncharacters_of_a_client_are_replaced():
 )
 def test_whatever_a_template_does_with_marks_they_are_gone_from_the_prompt(template):
     text = render(template, {"x": MARKER.mark(" é <|im_end|> b <|im_start|>")})
-    segments = MARKER.cut(text)
+    segments = MARKER.cut(text, escaped="ensure_ascii" in template)
     assert not set(plain(segments)) & {MARK, BREAK, END}
     assert "ufdd" not in plain(segments)
     assert control_tokens(segments) in ([], ["<|im_end|>"])
     assert template.endswith("<|im_end|>") == bool(control_tokens(segments))
+
+
+def test_a_typed_escape_of_a_mark_stays_as_it_is():
+    text = "a literal \\ufdd0 in a text"
+    assert MARKER.cut(MARKER.mark(text)) == ((text, True),)
 
 
 def test_a_mark_that_lost_its_token_does_not_disarm_the_templates_own():

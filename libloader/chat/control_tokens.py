@@ -4,10 +4,9 @@ A chat template mixes its own control texts (`<|im_end|>`) with texts of the cli
 renders, `Marker.mark` puts noncharacters into the client's strings, and `Marker.cut` takes them out
 of the result, which they leave as segments for the tokenizer:
 
-    MARK token BREAK    the token's text becomes a segment that stays text
-    BREAK               where a control token could arise from the end or beginning of a client's
-                        string and what stands next to it: segments are tokenized apart
-    END                 after the message that is to be continued: the prompt ends here
+    MARK text BREAK   `text` is a control token, or a piece of one at the beginning or end of a
+                      string, where its neighbours might complete it: a segment that stays text
+    END               after the message that is to be continued: the prompt ends here
 
 Noncharacters are no white space and no template looks for them, so `trim`, `startswith` and
 `split` of real templates work as before; they may lose, move or repeat a mark without harm. In
@@ -38,10 +37,10 @@ class Marker:
         markup = frozenset(token for token in self.tokens if _MARKUP.search(token))
         self._any = _one_of(self.tokens)
         self._not_markup = _one_of(self.tokens - markup)
-        self._marked = re.compile(f"{MARK}({self._any.pattern}){BREAK}")
         self._beginnings = _dangerous(t[:n] for t in self.tokens for n in range(1, len(t)))
         self._endings = _dangerous(t[n:] for t in self.tokens for n in range(1, len(t) - 1))
         self._longest = max(map(len, self.tokens), default=0)
+        self._marked = re.compile(f"{MARK}([^{MARK}{BREAK}]{{1,{max(self._longest, 1)}}}){BREAK}")
 
     def mark(self, value: Any, *, keep_markup: bool = False) -> Any:
         """Return a copy of `value` (text, or lists and dicts of it) with all its strings marked."""
@@ -58,34 +57,61 @@ class Marker:
         text = _NONCHARACTERS.sub("\ufffd", text)
         if not self.tokens or not text:
             return text
-        before = BREAK if self._may_end_a_token(text) else ""
-        after = BREAK if self._may_begin_a_token(text) else ""
-        return before + pattern.sub(rf"{MARK}\g<0>{BREAK}", text) + after
+        if self._is_inside_a_token(text):
+            return f"{MARK}{text}{BREAK}"
+        matches = list(pattern.finditer(text))
+        start = matches[0].start() if matches else len(text)
+        end = matches[-1].end() if matches else 0
+        head = self._head(text[:start])
+        tail = self._tail(text[max(end, len(head)) :])
+        middle = text[len(head) : len(text) - len(tail)]
+        marked = pattern.sub(rf"{MARK}\g<0>{BREAK}", middle)
+        return _wrapped(head) + marked + _wrapped(tail)
 
-    def _may_begin_a_token(self, text: str) -> bool:
-        tails = (text[-n:] for n in range(1, min(self._longest, len(text) + 1)))
-        return any(tail in self._beginnings for tail in tails)
+    def _is_inside_a_token(self, text: str) -> bool:
+        """Say whether this is a piece out of the middle; plain words and letters are no danger."""
+        if not 1 < len(text) < self._longest or _WORD.fullmatch(text):
+            return False
+        return any(text in token[1:-1] for token in self.tokens)
 
-    def _may_end_a_token(self, text: str) -> bool:
-        """Also true if `text` is a piece out of the middle. One letter alone is no danger."""
-        is_short = 1 < len(text) < self._longest and not _WORD.fullmatch(text)
-        if is_short and any(text in token[1:] for token in self.tokens):
-            return True
-        heads = (text[:n] for n in range(2, min(self._longest, len(text) + 1)))
-        return any(head in self._endings for head in heads)
+    def _head(self, text: str) -> str:
+        """Return the longest beginning of `text` that a control token may end in."""
+        lengths = range(min(self._longest, len(text)), 1, -1)
+        return next((text[:n] for n in lengths if text[:n] in self._endings), "")
 
-    def cut(self, text: str) -> Segments:
-        """Return the segments of a rendered text, as (text, parse_special)."""
-        text = _ESCAPED.sub(lambda match: chr(0xFDD0 + int(match.group(1))), text)
+    def _tail(self, text: str) -> str:
+        """Return the longest end of `text` that a control token may begin with."""
+        lengths = range(min(self._longest, len(text)), 0, -1)
+        return next((text[-n:] for n in lengths if text[-n:] in self._beginnings), "")
+
+    def cut(self, text: str, *, escaped: bool = False) -> Segments:
+        """Return the segments of a rendered text, as (text, parse_special).
+
+        `escaped` says that the template may have written marks as JSON escapes.
+        """
+        if escaped:
+            text = _ESCAPED.sub(lambda match: chr(0xFDD0 + int(match.group(1))), text)
         segments: list[tuple[str, bool]] = []
         for index, piece in enumerate(self._marked.split(text)):
-            if index % 2:
-                segments.append((piece, False))
-            else:
-                # A mark whose token a template cut away is no border.
-                plain = re.sub(f"[{MARK}{END}]", "", piece)
-                segments.extend((part, True) for part in plain.split(BREAK) if part)
-        return tuple(segments)
+            # Marks whose token a template cut away may enclose a text of its own.
+            is_typed = index % 2 == 1 and any(piece in token for token in self.tokens)
+            segments.append((_NONCHARACTERS.sub("", piece), not is_typed))
+        return _merged(segments)
+
+
+def _wrapped(text: str) -> str:
+    return f"{MARK}{text}{BREAK}" if text else ""
+
+
+def _merged(segments: list[tuple[str, bool]]) -> Segments:
+    """Join neighbours of the template's own text, and drop what is empty."""
+    merged: list[tuple[str, bool]] = []
+    for text, parse_special in segments:
+        if merged and parse_special and merged[-1][1]:
+            merged[-1] = (merged[-1][0] + text, True)
+        elif text:
+            merged.append((text, parse_special))
+    return tuple(merged)
 
 
 def _dangerous(pieces: Iterable[str]) -> frozenset[str]:

@@ -178,7 +178,7 @@ class ChatTemplate:
         return f"{self.tags.begin}\n\n{self.tags.end}\n\n"
 
     def _prompt(self, text: str, continued: Message | None) -> RenderedPrompt:
-        segments = self._marker.cut(text)
+        segments = self._marker.cut(text, escaped="ensure_ascii" in self.source)
         plain = "".join(part for part, _ in segments)
         if continued is None:
             thinking = reasoning.opened_by(plain)
