@@ -70,11 +70,15 @@ def choices_grammar(texts: Iterable[str], *, param: str = "choices") -> str:
     options = list(dict.fromkeys(texts))
     if not options or "" in options:
         raise GrammarInvalid("choices must be texts of one character or more", param=param)
-    if any("\0" in option for option in options):
-        raise GrammarInvalid("a choice contains a NUL character", param=param)
+    if not all(_is_writable(option) for option in options):
+        raise GrammarInvalid("a choice contains NUL or half a surrogate pair", param=param)
     text = write({ROOT: Alt(tuple(Text(option) for option in options))})
     check(text, param=param)
     return text
+
+
+def _is_writable(text: str) -> bool:
+    return all(0 < ord(char) < 0xD800 or ord(char) > 0xDFFF for char in text)
 
 
 def compile_text(
