@@ -2,6 +2,7 @@
 
 import gguf_files
 import pytest
+from neighbours import running_home
 from serving import serving
 
 from libloader.abi import find, library
@@ -15,6 +16,13 @@ def server():
     """The real server on the pocket model, started as a user would; shared by read-only tests."""
     with serving("-t", "1") as served:  # one thread: a busy machine stalls two at every barrier
         yield served
+
+
+@pytest.fixture(scope="session")
+def home():
+    """A server of eight slots for the catalogue, and its four neighbours; see neighbours.py."""
+    with running_home() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

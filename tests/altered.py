@@ -1,0 +1,54 @@
+"""igllama with figures that no flag sets: a program for tests, told by the JSON in IGLLAMA_ALTERED.
+
+    limits               fields of supervise.limits.Limits
+    memory_limit_bytes   of the engine child's address space
+    n_cells              of the KV cache over all slots: fewer than the slots could use
+    offline              true: a connection to anywhere, or the look-up of a name, is exit code 99
+
+The engine child is this program too.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import igllama  # noqa: E402
+from libloader.llama import context  # noqa: E402
+from libloader.supervise.limits import Limits  # noqa: E402
+
+OUTWARD = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr",
+           "socket.sendto")  # fmt: skip
+
+
+def alter(figures: dict[str, Any]) -> None:
+    igllama.SupervisorOptions = functools.partial(
+        igllama.SupervisorOptions,
+        limits=Limits(**figures.get("limits", {})),
+        memory_limit_bytes=figures.get("memory_limit_bytes", 0),
+    )
+    if "n_cells" in figures:
+        context._wishes = fewer_cells(context._wishes, figures["n_cells"])
+    if figures.get("offline"):
+        sys.addaudithook(forbid_network)
+
+
+def fewer_cells(wishes: Any, n_cells: int) -> Any:
+    return lambda *arguments: {**wishes(*arguments), "n_ctx": n_cells}
+
+
+def forbid_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in OUTWARD:
+        print(f"{event} {arguments!r}", file=sys.stderr, flush=True)
+        os._exit(99)
+
+
+if __name__ == "__main__":
+    alter(json.loads(os.environ.get("IGLLAMA_ALTERED", "{}")))
+    sys.exit(igllama.main())
