@@ -237,7 +237,7 @@ class Engine:
     def _begin_embed(self, request: Request) -> None:
         self._check_queue(request)
         limit = self._embedder.n_input_max()
-        inputs = [self._reader.tokenize(prompt) for prompt in request.prompts]
+        inputs = [self._reader.tokenize(prompt, "input") for prompt in request.prompts]
         for tokens in inputs:
             if not tokens:
                 raise FieldInvalid("an input is empty", param="input")

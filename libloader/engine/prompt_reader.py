@@ -38,7 +38,7 @@ class PromptReader:
             self._check_bytes(prompt.segments)
             tokens = self.tokenize(prompt)
         else:
-            tokens = self._checked(prompt.tokens)
+            tokens = self._checked(prompt.tokens, "prompt")
         if not tokens and self._vocab.bos >= 0:
             tokens = [self._vocab.bos]
         if not tokens:
@@ -47,10 +47,13 @@ class PromptReader:
             raise too_long(f"{len(tokens)} tokens", self._n_ctx)
         return tokens
 
-    def tokenize(self, prompt: Prompt) -> list[int]:
-        """Return the tokens of `prompt` (its ids, checked, if it has ids), however many."""
+    def tokenize(self, prompt: Prompt, param: str = "prompt") -> list[int]:
+        """Return the tokens of `prompt` (its ids, checked, if it has ids), however many.
+
+        `param` is the request field to name if an id is wrong.
+        """
         if prompt.tokens is not None:
-            return self._checked(prompt.tokens)
+            return self._checked(prompt.tokens, param)
         tokens: list[int] = []
         for index, (text, parse_special) in enumerate(self._pieces(prompt.segments)):
             add_special = prompt.add_special and index == 0
@@ -58,15 +61,15 @@ class PromptReader:
         return tokens
 
     def text_of(self, tokens: tuple[int, ...]) -> str:
-        pieces = [self._vocab.piece(token, True) for token in self._checked(tokens)]
+        pieces = [self._vocab.piece(token, True) for token in self._checked(tokens, "tokens")]
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def _checked(self, tokens: tuple[int, ...]) -> list[int]:
+    def _checked(self, tokens: tuple[int, ...], param: str) -> list[int]:
         n_vocab = self._vocab.n_tokens
         if tokens and not 0 <= min(tokens) <= max(tokens) < n_vocab:
             wrong = next(token for token in tokens if not 0 <= token < n_vocab)
             message = f"token id {wrong} is not in the vocabulary (0 to {n_vocab - 1})"
-            raise FieldInvalid(message, param="prompt")
+            raise FieldInvalid(message, param=param)
         return list(tokens)
 
     def _pieces(self, segments: Segments) -> Segments:

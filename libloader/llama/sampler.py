@@ -318,6 +318,8 @@ def _biases(vocab: Vocab, sampling: Sampling) -> list[tuple[int, float]]:
             raise FieldInvalid(f"logit_bias of token {token} is {bias}", param="logit_bias")
     if sampling.ignore_eos:
         biases.update(dict.fromkeys(vocab.eog_tokens, -math.inf))
+    if list(biases.values()).count(-math.inf) == vocab.n_tokens:
+        raise FieldInvalid("logit_bias forbids every token there is", param="logit_bias")
     return list(biases.items())
 
 
