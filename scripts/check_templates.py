@@ -206,6 +206,27 @@ def measure(corpus: Corpus, reference: Callable[[str], Renderer]) -> list[Times]
     return found
 
 
+def long_conversation(n_turns: int) -> dict[str, Any]:
+    """Return a context of `n_turns` questions and answers."""
+    messages: list[dict[str, Any]] = []
+    for turn in range(n_turns):
+        messages.append({"role": "user", "content": f"Question {turn}? " + "lorem ipsum " * 40})
+        messages.append({"role": "assistant", "content": f"Answer {turn}. " + "dolor sit " * 60})
+    messages.append({"role": "user", "content": "Thanks."})
+    variables = {"add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
+    return {"messages": messages, **variables}
+
+
+def conversation_times(corpus: Corpus, n_turns: int) -> list[float]:
+    """Return the milliseconds of a long conversation for each template that renders it."""
+    context, found = long_conversation(n_turns), []
+    for _, source in corpus.templates():
+        template = Template(source)
+        if "text" in outcome(template, context, corpus.now):
+            found.append(best_ms(lambda: template.render(context, corpus.now)))  # noqa: B023
+    return found
+
+
 def print_times(corpus: Corpus) -> None:
     reference = jinja2_parser(corpus.now)
     if reference is None:
@@ -218,6 +239,7 @@ def print_times(corpus: Corpus) -> None:
         ("render time / jinja2's", [row.ratio for row in times]),
         ("parse ms", [row.parse_ms for row in times]),
         ("jinja2's compile ms", [row.compile_ms for row in times]),
+        ("ms of 50 turns", conversation_times(corpus, 50)),
     ):
         print(f"{label}: median {statistics.median(values):.2f}, worst {max(values):.2f}")
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from libloader.chat.tools.command_r import COMMAND_R, COMMAND_R7B
 from libloader.chat.tools.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
+from libloader.chat.tools.deepseek_dsml import DEEPSEEK_DSML
 from libloader.chat.tools.format import Format
 from libloader.chat.tools.functionary import FUNCTIONARY_V31, FUNCTIONARY_V32
 from libloader.chat.tools.gemma import FUNCTION_GEMMA, GEMMA4
@@ -42,6 +43,7 @@ from libloader.errors import UsageError
 FORMATS: tuple[Format, ...] = (
     HARMONY,
     KIMI_K2,
+    DEEPSEEK_DSML,
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     MINIMAX_M2,
