@@ -11,6 +11,10 @@ from chat_scenarios import contexts
 from jinja_reference import FAILED, actual, expected
 
 from libloader.chat.jinja import TemplateError, limits, render
+from libloader.chat.jinja.checks import TESTS as ALL_TESTS
+from libloader.chat.jinja.filters import FILTERS as ALL_FILTERS
+from libloader.chat.jinja.functions import GLOBALS
+from libloader.chat.jinja.methods import METHODS
 
 CONTEXT = {
     **{"a": 1, "b": -3, "f": 2.5, "s": "one two", "e": "", "z": None, "t": True},
@@ -158,5 +162,42 @@ def test_damaged_templates_end_in_a_template_error_or_a_text(seed, monkeypatch):
             source = source[:at] + chance.choice(PIECES) + source[at + length :]
         try:
             assert isinstance(render(source, chance.choice(conversations)), str)
+        except TemplateError as error:
+            assert len(str(error)) < 500
+
+
+VALUES = [
+    *("none", "true", "0", "-1", "3", "10 ** 30", "1.5", "1e308 * 10", "''", "'a b'", "'%s{0}'"),
+    *("[]", "[1, 'a']", "[[1], [2]]", "(1, 2)", "{}", "{'a': 1}", "d", "l", "nope", "range(3)"),
+    *("namespace(a=1)", "range", "l|map('string')", "d.items()", "'\\n\\u2028'", "l.append", "m"),
+]
+NAMED = ["", "a=1", "attribute='a'", "attribute=3", "case_sensitive=true", "default=1", "width=2"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_called_with_whatever_ends_in_a_text_or_a_template_error(seed, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_STEPS", 50_000)
+    chance = random.Random(seed)
+    methods = sorted({name for table in METHODS.values() for name in table})
+    tests = [name for name in ALL_TESTS if name.isalpha()]
+    for _ in range(1500):
+        args = [chance.choice(VALUES) for _ in range(chance.randint(0, 3))]
+        given = ", ".join([*args, *filter(None, [chance.choice(NAMED)])])
+        value = chance.choice(VALUES)
+        source = chance.choice(
+            [
+                f"{{{{ ({value})|{chance.choice(sorted(ALL_FILTERS))}({given}) }}}}",
+                f"{{{{ ({value}).{chance.choice(methods)}({given}) }}}}",
+                f"{{{{ ({value}) is {chance.choice(tests)}({given}) }}}}",
+                f"{{{{ {chance.choice(sorted(GLOBALS))}({given}) }}}}",
+                f"{{{{ strftime_now({given}) }}}}",
+                f"{{{{ ({value}) {chance.choice(OPERATORS)} ({chance.choice(VALUES)}) }}}}",
+                f"{{{{ ({value})[{chance.choice(VALUES)}:{chance.choice(VALUES)}] }}}}",
+                f"{{{{ ({value})[{chance.choice(VALUES)}] }}}}",
+                f"{{% for x, y in {value} if x %}}{{{{ loop.changed(x) }}}}{{% endfor %}}",
+            ]
+        )
+        try:
+            assert isinstance(render(source, CONTEXT), str), source
         except TemplateError as error:
             assert len(str(error)) < 500

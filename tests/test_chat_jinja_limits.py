@@ -94,6 +94,7 @@ GROWTH = {
     "a long output of text": "{% for i in range(100000) %}" + "y" * 10000 + "{% endfor %}",
     "a long time": "{{ strftime_now('%Y' * 100000) }}",
     "JSON of many commas": "{{ ('[' ~ '1,' * 400000 ~ '1]')|from_json|length }}",
+    "a giant rounding": "{{ 5|round(-1000000000) }}",
     "a giant power": "{{ 9 ** 9999 }}",
     "giant powers in a row": "{{ 2 ** 4000 ** 4000 }}",
     "giant products": GROW + "{% set ns.n = (ns.n or 3) * (ns.n or 3) %}{% endfor %}{{ ns.n }}",

@@ -35,6 +35,7 @@ from libloader.errors import TemplateError
 Function = Callable[..., Value]
 MAX_NUMERAL = 1200  # characters that int() reads: its time grows with their square
 MAX_SLOW_TEXT = 200_000  # characters
+MAX_PRECISION = 300  # digits
 
 # --- text --------------------------------------------------------------------------------------
 
@@ -204,9 +205,11 @@ def _float(budget: Budget, value: Value, default: Value = 0.0) -> Value:
 
 
 def _round(budget: Budget, value: Value, precision: int = 0, method: str = "common") -> Value:
+    if abs(precision) > MAX_PRECISION:  # round() would compute 10**precision
+        raise TemplateError(f"round knows {MAX_PRECISION} digits")
     if method == "common":
         return round(value, precision)
-    if method not in ("ceil", "floor") or abs(precision) > 300:
+    if method not in ("ceil", "floor"):
         raise TemplateError("round knows the methods common, ceil and floor")
     scale = 10.0**precision
     return (math.ceil if method == "ceil" else math.floor)(value * scale) / scale
@@ -290,6 +293,7 @@ def _values(budget: Budget, value: Value, attribute: Value) -> list[Value]:
 
 def _fold_case(budget: Budget, value: Value, case_sensitive: Value) -> Value:
     if isinstance(value, str) and not case_sensitive:
+        budget.spend(len(value) >> 6)
         return budget.text(value.lower())
     return value
 

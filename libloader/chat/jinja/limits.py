@@ -4,8 +4,8 @@ Chat templates come out of downloaded files, so they are treated as hostile. Law
 - A size is checked before the thing is built (`room`), its memory is counted when it is (`text`,
   `items`).
 - Steps are charged where time can grow: per body run, per loop turn, per call, per item that a
-  filter handles, per 64 characters made. No clock is read, so a template either
-  always renders or never does.
+  filter handles, per 128 characters made, 256 compared, and more where each is looked at. No clock
+  is read, so a template either always renders or never does.
 - Depth is counted in Python frames that the evaluator needs, so its stack never runs out.
 
 Memory is counted in three places:
@@ -27,7 +27,7 @@ MAX_TOKENS = 60_000
 MAX_NESTING = 100  # of brackets, operators and blocks, while parsing
 MAX_NAMES = 2_000  # different names that a template assigns to
 
-MAX_STEPS = 4_000_000
+MAX_STEPS = 3_000_000
 MAX_FRAMES = 700  # Python's own limit is 1,000 and the server stands on some of them
 MAX_OUTPUT = 8 << 20  # characters written, macros and block sets included
 MAX_STRING = 4 << 20  # characters
@@ -94,7 +94,7 @@ class Budget:
         """Count a string just made, and return it."""
         if len(value) > SMALL:
             self.room(len(value))
-            self.spend(len(value) >> 6)
+            self.spend(len(value) >> 7)
             self.hold(sys.getsizeof(value))
         return value
 

@@ -72,7 +72,7 @@ def _plain(function: Function) -> Function:
     """Wrap a method of str whose time and result are at most in proportion to its receiver."""
 
     def call(budget: Budget, text: str, *args: Value, **kwargs: Value) -> Value:
-        budget.spend(len(text) >> 8)
+        budget.spend(len(text) >> 6)
         result = function(text, *args, **kwargs)
         return budget.text(result) if isinstance(result, str) else result
 

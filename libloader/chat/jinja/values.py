@@ -178,6 +178,7 @@ def json_of(
     spread = 6 if ensure_ascii else 1  # \uXXXX
     spaces = 0 if indent is None else extent.n_values * extent.depth * _indent_width(indent)
     budget.room(extent.length * spread + spaces)
+    budget.spend(extent.length >> 5)
     return budget.text(
         json.dumps(
             value,
