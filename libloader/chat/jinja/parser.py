@@ -25,7 +25,7 @@ from libloader.chat.jinja.operators import ARITHMETIC, COMPARISONS, negative, po
 from libloader.chat.jinja.values import shorten
 from libloader.errors import TemplateError
 
-OR, AND, NOT, COMPARE, ADD, CONCAT, MULTIPLY, POWER, TIGHTEST = range(1, 10)
+OR, AND, NOT, COMPARE, ADD, CONCAT, MULTIPLY, POWER = range(1, 9)
 LEVELS: Mapping[str, int] = {
     "or": OR, "and": AND, "in": COMPARE, "not": COMPARE,  # not: of `not in`
     "==": COMPARE, "!=": COMPARE, "<": COMPARE, "<=": COMPARE, ">": COMPARE, ">=": COMPARE,
