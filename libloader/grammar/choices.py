@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any, Callable
 
-from libloader.grammar.validate import REFERENCES, Validator
+from libloader.grammar.validate import REFERENCES, Validator, canonical
 from libloader.grammar.vocabulary import KEYWORDS, TYPES, Document, Place
 
 Parts = tuple[Place, ...]
@@ -278,11 +278,14 @@ def listed_values(document: Document, parts: Parts) -> list[Any] | None:
     ]
     if not lists:
         return None
+    in_all = frozenset.intersection(*(frozenset(map(canonical, values)) for values in lists))
+    others = [document.without(place, "enum", "const") for place in parts]
     validator = Validator(document)
     return [
         value
         for value in min(lists, key=len)
-        if not any(validator.problems_at(place, value) for place in parts)
+        if canonical(value) in in_all
+        and not any(validator.problems_at(place, value) for place in others if place.schema)
     ]
 
 

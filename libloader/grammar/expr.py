@@ -154,6 +154,7 @@ def prune(rules: Mapping[str, Node], roots: tuple[str, ...]) -> dict[str, Node]:
 
     A root that itself cannot be completed is missing in the result.
     """
+    rules = _without_circles(rules)
     productive = _productive(rules)
     kept: dict[str, Node] = {}
     todo = [name for name in reversed(roots) if name in productive]
@@ -163,6 +164,36 @@ def prune(rules: Mapping[str, Node], roots: tuple[str, ...]) -> dict[str, Node]:
             kept[name] = _renamed(_pruned(rules[name], productive) or EMPTY, rules)
             todo += reversed(list(references(kept[name])))
     return kept
+
+
+def _without_circles(rules: Mapping[str, Node]) -> Mapping[str, Node]:
+    """Return the rules without options that lead back to their own rule and read nothing.
+
+    `a ::= b | "x"` with `b ::= a | "y"` says no more than that either is "x" or "y".
+    """
+    found = dict(rules)
+    for name in rules:
+        reached = _reached_at_once(name, rules)
+        if name in reached:
+            options = [option for other in reached for option in _options(rules[other])]
+            found[name] = alt(*(option for option in options if not isinstance(option, Ref)))
+    return found
+
+
+def _reached_at_once(name: str, rules: Mapping[str, Node]) -> dict[str, None]:
+    """Return the rules that are options of this one, or of one of those, in order."""
+    reached: dict[str, None] = {}
+    todo = [name]
+    while todo:
+        for option in _options(rules[todo.pop()]):
+            if isinstance(option, Ref) and option.name not in reached:
+                reached[option.name] = None
+                todo.append(option.name)
+    return reached
+
+
+def _options(node: Node) -> tuple[Node, ...]:
+    return node.options if isinstance(node, Alt) else (node,)
 
 
 def _renamed(node: Node, rules: Mapping[str, Node]) -> Node:

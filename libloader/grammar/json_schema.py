@@ -46,7 +46,6 @@ MAX_LISTED = 400  # multiples within limits that are written one by one
 MAX_STEP = 32  # divisors that a machine over digits tests
 FREE_DEPTH = 6  # objects and lists within each other, where a schema says nothing
 OBJECT_DEPTH = 16  # the same for json_object()
-NOT_CHECKED = ("contentEncoding", "contentMediaType", "contentSchema")
 NOT_ENFORCED = "cannot be enforced while generating; the finished text is checked"
 ESCAPED_NAME = 40  # characters of a property that its rule's name shows
 
@@ -145,12 +144,14 @@ class Compiler:
         self._rules, self._strict = rules, strict
         self._names: dict[tuple[int, ...], str] = {}
         self._queue: list[tuple[str, Parts]] = []
+        self._numbers: dict[str, int] = {}  # of rules that would bear the same name
         self._prefix = ""
 
     def run(self, name: str) -> None:
         """Write the rule `name` for the document, and all rules that it needs."""
         self._prefix = name
-        self._warn_of_unknown()
+        for keyword, path, why in self.document.ignored:
+            self._note(keyword, path, f"{why}; it is ignored")
         root = self.document.root
         place = self.document.place(root) if isinstance(root, dict) else None
         self._rules[name] = Ref(_free_name("value", FREE_DEPTH)) if root is True else NEVER
@@ -159,8 +160,6 @@ class Compiler:
         while self._queue:
             own, parts = self._queue.pop(0)
             self._rules[own] = self._node(parts, own)
-            if len(self._rules) > gbnf.MAX_RULES:
-                self.document.fail(f"it needs over {gbnf.MAX_RULES} rules", "#")
 
     def rule(self, parts: Parts, hint: str) -> Node:
         """Return a reference to the rule for `parts`, which is written later."""
@@ -189,11 +188,9 @@ class Compiler:
             self.document.fail(f"{keyword} {problem.partition(';')[0]}, as strict demands", path)
         self.warnings[f"{keyword} at {path} {problem}"] = None
 
-    def _warn_of_unknown(self) -> None:
-        for keyword, path in self.document.unknown:
-            self._note(repr(keyword[:80]), path, "is no known keyword; it is ignored")
-
     def _claim(self, parts: Parts, name: str) -> str:
+        if len(self._rules) > gbnf.MAX_RULES:
+            self.document.fail(f"it needs over {gbnf.MAX_RULES} rules", "#")
         self._names[_identity(parts)] = name
         self._rules[name] = NEVER
         self._queue.append((name, parts))
@@ -203,11 +200,11 @@ class Compiler:
         """Return an unused rule name that shows where in the schema it comes from."""
         last = hint.removeprefix(self._prefix)
         plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in last)
-        name = f"{self._prefix}-{plain.strip('-')[-ESCAPED_NAME:].strip('-')}"
-        number = 1
-        while name in self._rules or name.endswith("-"):
-            number += 1
-            name = f"{name.rstrip('0123456789').rstrip('-')}-{number}"
+        name = f"{self._prefix}-{plain.strip('-')[-ESCAPED_NAME:]}".rstrip("-")
+        while name in self._rules:
+            base = name.rstrip("0123456789").rstrip("-")
+            self._numbers[base] = self._numbers.get(base, 1) + 1
+            name = f"{base}-{self._numbers[base]}"
         return name
 
     def _node(self, parts: Parts, hint: str) -> Node:
@@ -222,14 +219,7 @@ class Compiler:
         branches = choices.split(self.document, flat, self.report)
         if branches is not None:
             return alt(*(self.rule(branch, hint) for branch in branches))
-        self._warn_of_content(flat)
         return alt(*(_TYPES[name](self, flat, hint) for name in choices.types_of(flat)))
-
-    def _warn_of_content(self, parts: Parts) -> None:
-        for place in parts:
-            for keyword in NOT_CHECKED:
-                if keyword in schema_of(place):
-                    self._note(keyword, place.path, "is not asserted by JSON Schema; it is ignored")
 
 
 def _identity(parts: Parts) -> tuple[int, ...]:
@@ -401,7 +391,7 @@ def _shape(compiler: Compiler, parts: Parts, low: int, high: int | None) -> Node
 
 
 def _pattern_of(compiler: Compiler, place: Place) -> Node | None:
-    pattern = compile_pattern(schema_of(place)["pattern"], compiler.document.param)
+    pattern = compile_pattern(schema_of(place)["pattern"])
     try:
         return pattern.expression()
     except Inexpressible:

@@ -24,7 +24,8 @@ from libloader.grammar.expr import EMPTY, Alt, Chars, Node, Repeat, Seq, Text, a
 MAX_PATTERN_CHARS = 4096
 MAX_NESTING = 40
 MAX_REPETITION = 100_000
-MAX_INSTRUCTIONS = 50_000  # of the compiled program: repetitions are written out in it
+MAX_INSTRUCTIONS = 20_000  # of the compiled program: repetitions are written out in it
+N_KEPT = 32  # compiled expressions in memory, 3 MB each at worst
 MAX_STEPS = 20_000_000  # of one search
 
 DIGITS = charset.chars("0123456789")
@@ -99,11 +100,11 @@ ACCEPT = -1
 class Pattern:
     """A compiled expression; thread-safe, as nothing changes after construction."""
 
-    def __init__(self, text: str, param: str = "") -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
-        self._root = _Parser(text, param).parse()
+        self._root = _Parser(text).parse()
         if _size(self._root) > MAX_INSTRUCTIONS:
-            raise GrammarInvalid(f"the pattern {_short(text)} is too large", param=param or None)
+            raise GrammarInvalid(f"the pattern {_short(text)} is too large")
         self._program = _compiled(self._root)
 
     def search(self, text: str) -> bool:
@@ -116,17 +117,17 @@ class Pattern:
         return alt(*(_anchored(option) for option in options))
 
 
-@functools.lru_cache(maxsize=512)
-def compile_pattern(text: str, param: str = "") -> Pattern:
-    """Return the compiled expression; raises GrammarInvalid, naming `param`."""
-    return Pattern(text, param)
+@functools.lru_cache(maxsize=N_KEPT)
+def compile_pattern(text: str) -> Pattern:
+    """Return the compiled expression; raises GrammarInvalid."""
+    return Pattern(text)
 
 
 class _Parser:
     """Reads an expression, one method per level of its syntax."""
 
-    def __init__(self, text: str, param: str) -> None:
-        self._text, self._at, self._param = text, 0, param
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
 
     def parse(self) -> Part:
         if len(self._text) > MAX_PATTERN_CHARS:
@@ -324,8 +325,7 @@ class _Parser:
 
     def _fail(self, problem: str) -> NoReturn:
         raise GrammarInvalid(
-            f"the pattern {_short(self._text)} cannot be used: {problem}, at character {self._at}",
-            param=self._param or None,
+            f"the pattern {_short(self._text)} cannot be used: {problem}, at character {self._at}"
         )
 
 

@@ -124,6 +124,7 @@ class Validator:
     def __init__(self, document: Document) -> None:
         self.document = document
         self._n_visits = 0
+        self._listed: dict[int, frozenset[Any]] = {}
 
     def problems(self, value: object) -> list[Problem]:
         root: Any = self.document.root
@@ -134,6 +135,12 @@ class Validator:
         """Return what is wrong with `value` by the schema at `place`."""
         self._n_visits = 0
         return self.visit(place, value, "", 0).problems[:MAX_PROBLEMS]
+
+    def listed(self, values: list[Any]) -> frozenset[Any]:
+        """Return the values of an `enum` of this document, to look one up."""
+        if id(values) not in self._listed:
+            self._listed[id(values)] = frozenset(map(canonical, values))
+        return self._listed[id(values)]
 
     def visit(self, place: Place, value: object, path: str, depth: int) -> Outcome:
         outcome = Outcome()
@@ -176,7 +183,7 @@ def _type(visit: Visit, types: str | list[str]) -> Iterator[str]:
 
 
 def _enum(visit: Visit, values: list[Any]) -> Iterator[str]:
-    if canonical(visit.value) not in map(canonical, values):
+    if canonical(visit.value) not in visit.validator.listed(values):
         yield "must be one of the listed values"
 
 

@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple, NoReturn, Union
 from urllib.parse import unquote, urldefrag, urljoin
 
 from libloader.errors import GrammarInvalid
+from libloader.grammar.pattern import compile_pattern
 
 Schema = Union[bool, dict[str, Any]]
 
@@ -116,6 +117,8 @@ ANNOTATIONS = frozenset(
      "deprecated", "readOnly", "writeOnly", "discriminator", "xml", "externalDocs", "strict"]
 )  # fmt: skip
 
+NOT_ASSERTED = frozenset(["contentEncoding", "contentMediaType", "contentSchema"])
+
 
 def is_annotation(keyword: str) -> bool:
     return keyword in ANNOTATIONS or keyword.startswith("x-")
@@ -140,7 +143,7 @@ class Document:
     def __init__(self, root: object, *, param: str = "response_format") -> None:
         self.param = param
         self.root = root
-        self.unknown: list[tuple[str, str]] = []  # (keyword, path of its schema)
+        self.ignored: list[tuple[str, str, str]] = []  # (keyword, path of its schema, why)
         self._places: dict[int, Place] = {}
         self._made: dict[tuple[object, ...], Place] = {}
         self._names: dict[str, Place] = {}  # absolute URI with or without a plain anchor
@@ -261,17 +264,28 @@ class Document:
         kind = KEYWORDS.get(keyword)
         if kind is None:
             if not is_annotation(keyword):
-                self.unknown.append((keyword, path))
+                self.ignored.append((repr(keyword[:80]), path, "is no known keyword"))
             return
         value = schema[keyword]
         if not kind.is_right(value):
             self.fail(f"{keyword} must be {kind.meaning}", path)
+        if keyword in NOT_ASSERTED:
+            self.ignored.append((keyword, path, "is not asserted by JSON Schema"))
+        if keyword in ("pattern", "patternProperties"):
+            self._check_patterns([value] if keyword == "pattern" else list(value), path)
         if kind.inside == "map":
             yield from ((child, step(path, keyword, name)) for name, child in value.items())
         elif isinstance(value, list) and kind.inside:
             yield from ((child, step(path, keyword, i)) for i, child in enumerate(value))
         elif kind.inside:
             yield value, step(path, keyword)
+
+    def _check_patterns(self, patterns: list[str], path: str) -> None:
+        for pattern in patterns:
+            try:
+                compile_pattern(pattern)
+            except GrammarInvalid as error:
+                self.fail(error.message, path)
 
     def _at_pointer(self, start: Place, pointer: str) -> Place | None:
         """Follow a JSON pointer, also to where no keyword says that a schema is."""
