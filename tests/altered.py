@@ -3,6 +3,7 @@
     limits               fields of supervise.limits.Limits
     memory_limit_bytes   of the engine child's address space
     n_cells              of the KV cache over all slots: fewer than the slots could use
+    file_bytes           a file grows no larger: to the writer, a disk that is full
     offline              true: a connection to anywhere, or the look-up of a name, is exit code 99
 
 The engine child is this program too.
@@ -10,12 +11,16 @@ The engine child is this program too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+with contextlib.suppress(ImportError):  # missing on Windows
+    import resource
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,6 +40,8 @@ def alter(figures: dict[str, Any]) -> None:
     )
     if "n_cells" in figures:
         context._wishes = fewer_cells(context._wishes, figures["n_cells"])
+    if "file_bytes" in figures:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (figures["file_bytes"],) * 2)
     if figures.get("offline"):
         sys.addaudithook(forbid_network)
 

@@ -291,6 +291,7 @@ class Home:
         self.expected = expected
         self.port = served.port
         self.pid = served.process.pid
+        self._log = ""
 
     def post(self, **fields: object) -> tuple[int, dict[str, Any]]:
         """Send a chat request made of `fields` alone; return status and answer."""
@@ -315,11 +316,10 @@ class Home:
         wait_for(lambda: (self.health()["running"], self.health()["waiting"]) == (0, 0))
 
     def log(self) -> str:
-        """All that the server printed since the last call."""
-        lines: list[str] = []
+        """All that the server has printed until now, after its start."""
         while not self.served.lines.empty():
-            lines.append(self.served.lines.get() or "")
-        return "".join(lines)
+            self._log += self.served.lines.get() or ""
+        return self._log
 
     @contextmanager
     def watched(self, repeats: bool = True) -> Iterator[Watch]:
@@ -327,6 +327,7 @@ class Home:
 
         Without `repeats`, each streams once: for faults that count visits.
         """
+        wait_for(lambda: self.health()["status"] == "ok")
         before = vitals(self.pid)
         watch = Watch(self, repeats)
         try:
