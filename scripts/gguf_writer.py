@@ -29,12 +29,14 @@ Value = Union[Scalar, Sequence[int], Sequence[float], Sequence[str]]
 # GGUF value types that are written (ggml's gguf.h: enum gguf_type)
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 
+# fmt: off
 # Python type       GGUF type  as an array element  struct code
 VALUE_TYPES: dict[type, tuple[int, int, str]] = {
     bool:          (BOOL,      BOOL,                "?"),
     int:           (UINT32,    INT32,               "I"),
     float:         (FLOAT32,   FLOAT32,             "f"),
 }
+# fmt: on
 ELEMENT_CODES = {BOOL: "?", INT32: "i", FLOAT32: "f"}
 
 
@@ -44,7 +46,7 @@ class TensorType:
 
     name: str
     ggml_id: int
-    file_type: int      # general.file_type of a model made mostly of it (enum llama_ftype)
+    file_type: int  # general.file_type of a model made mostly of it (enum llama_ftype)
     block: int
     block_bytes: int
 

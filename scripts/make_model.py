@@ -29,9 +29,9 @@ from typing import Callable
 from gguf_writer import TENSOR_TYPES, Tensor, TensorType, Value, write_gguf
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-NORMAL, CONTROL = 1, 3       # enum llama_token_type
-LETTERS = "etaoinshrdlucmfwypvbgkjqxz"      # by frequency: short vocabularies get the common ones
-PIECE_WEIGHTS = 1 << 20      # weights per written piece; a multiple of every block
+NORMAL, CONTROL = 1, 3  # enum llama_token_type
+LETTERS = "etaoinshrdlucmfwypvbgkjqxz"  # by frequency: short vocabularies get the common ones
+PIECE_WEIGHTS = 1 << 20  # weights per written piece; a multiple of every block
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -60,10 +60,12 @@ class Shape:
 SHAPES = {
     row.name: row
     for row in (
+        # fmt: off
         #     name    n_vocab  n_embd  n_layer  n_head  n_head_kv  head_size  n_ff  n_ctx  type
-        Shape("tiny", 512,     64,     2,       2,      1,         32,        192,  4096,  "f16"),
-        Shape("S",    32000,   288,    6,       6,      6,         48,        768,  8192,  "f16"),
-        Shape("M",    151936,  1024,   28,      16,     8,         128,       3072, 32768, "q4_0"),
+        Shape("tiny", 512, 64, 2, 2, 1, 32, 192, 4096, "f16"),
+        Shape("S", 32000, 288, 6, 6, 6, 48, 768, 8192, "f16"),
+        Shape("M", 151936, 1024, 28, 16, 8, 128, 3072, 32768, "q4_0"),
+        # fmt: on
     )
 }
 
@@ -72,11 +74,14 @@ def main() -> int:
     options = read_options()
     shape = SHAPES[options.shape]
     started = time.monotonic()
-    tensors = list(model_tensors(shape, TENSOR_TYPES[options.type or shape.tensor_type],
-                                 options.seed))
+    tensors = list(
+        model_tensors(shape, TENSOR_TYPES[options.type or shape.tensor_type], options.seed)
+    )
     size = write_gguf(options.output, model_metadata(shape, tensors), tensors)
-    print(f"{options.output}: {sum(t.n_weights for t in tensors) / 1e6:.1f}M parameters, "
-          f"{size / 1e6:.1f} MB, {time.monotonic() - started:.1f} s")
+    print(
+        f"{options.output}: {sum(t.n_weights for t in tensors) / 1e6:.1f}M parameters, "
+        f"{size / 1e6:.1f} MB, {time.monotonic() - started:.1f} s"
+    )
     return 0
 
 
@@ -84,13 +89,17 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("-o", "--output", required=True, metavar="FILE")
-    parser.add_argument("--type", choices=sorted(set(TENSOR_TYPES) - {"f32"}),
-                        help="weight type (default: the shape's own)")
+    parser.add_argument(
+        "--type",
+        choices=sorted(set(TENSOR_TYPES) - {"f32"}),
+        help="weight type (default: the shape's own)",
+    )
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
 
 # --- metadata and vocabulary ---------------------------------------------------------------
+
 
 def model_metadata(shape: Shape, tensors: Sequence[Tensor]) -> dict[str, Value]:
     tokens, merges = vocabulary(shape.n_vocab)
@@ -160,11 +169,13 @@ def byte_alphabet() -> dict[int, str]:
 
 # --- weights -------------------------------------------------------------------------------
 
+
 def model_tensors(shape: Shape, weights: TensorType, seed: int) -> Iterator[Tensor]:
     """Every tensor of the model; the output matrix is the embedding matrix (tied)."""
     source = WeightSource(seed, weights)
-    yield source.matrix("token_embd.weight", shape.n_embd, shape.n_vocab,
-                        n_zero_rows=len(CONTROL_TOKENS))
+    yield source.matrix(
+        "token_embd.weight", shape.n_embd, shape.n_vocab, n_zero_rows=len(CONTROL_TOKENS)
+    )
     for layer in range(shape.n_layer):
         yield from layer_tensors(shape, source, f"blk.{layer}")
     yield ones("output_norm.weight", shape.n_embd)
@@ -185,8 +196,9 @@ def layer_tensors(shape: Shape, source: WeightSource, block: str) -> Iterator[Te
 
 
 def ones(name: str, length: int) -> Tensor:
-    return Tensor(name, (length,), TENSOR_TYPES["f32"],
-                  lambda: [struct.pack(f"<{length}f", *[1.0] * length)])
+    return Tensor(
+        name, (length,), TENSOR_TYPES["f32"], lambda: [struct.pack(f"<{length}f", *[1.0] * length)]
+    )
 
 
 class WeightSource:
@@ -199,14 +211,16 @@ class WeightSource:
 
     def matrix(self, name: str, n_in: int, n_out: int, n_zero_rows: int = 0) -> Tensor:
         """`n_out` rows of `n_in` weights, the last `n_zero_rows` of them zero."""
+
         def pieces() -> Iterator[bytes]:
             draw = random.Random(f"{self.seed} {name}").randbytes
             left = n_in * (n_out - n_zero_rows)
             while left:
                 n_weights = min(left, PIECE_WEIGHTS)
-                yield self.encode(draw, n_weights, n_in ** -0.5)
+                yield self.encode(draw, n_weights, n_in**-0.5)
                 left -= n_weights
             yield bytes(self.weights.n_bytes(n_in * n_zero_rows))
+
         return Tensor(name, (n_in, n_out), self.weights, pieces)
 
 
@@ -215,8 +229,9 @@ RandomBytes = Callable[[int], bytes]
 
 def encode_f16(draw: RandomBytes, n_weights: int, spread: float) -> bytes:
     """Normal deviates: the high byte of each half by quantile, the low mantissa bits free."""
-    high = bytes(struct.pack("<e", NormalDist(0, spread).inv_cdf((i + 0.5) / 256))[1]
-                 for i in range(256))
+    high = bytes(
+        struct.pack("<e", NormalDist(0, spread).inv_cdf((i + 0.5) / 256))[1] for i in range(256)
+    )
     out = bytearray(2 * n_weights)
     out[0::2] = draw(n_weights)
     out[1::2] = draw(n_weights).translate(high)
@@ -225,8 +240,10 @@ def encode_f16(draw: RandomBytes, n_weights: int, spread: float) -> bytes:
 
 def encode_q4_0(draw: RandomBytes, n_weights: int, spread: float) -> bytes:
     """Nibbles -7..7 around zero; -8 has no partner and would bias every sum, so it becomes 0."""
+
     def balanced(nibble: int) -> int:
         return nibble or 8
+
     table = bytes(balanced(byte >> 4) << 4 | balanced(byte & 15) for byte in range(256))
     return blocks(draw(n_weights // 2).translate(table), 16, spread / deviation(7))
 
@@ -249,7 +266,7 @@ def blocks(quants: bytes, quant_bytes: int, scale: float) -> bytes:
     for at, byte in enumerate(struct.pack("<e", scale)):
         out[at::size] = bytes([byte]) * n_blocks
     for at in range(quant_bytes):
-        out[2 + at::size] = quants[at::quant_bytes]
+        out[2 + at :: size] = quants[at::quant_bytes]
     return bytes(out)
 
 

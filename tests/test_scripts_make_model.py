@@ -27,12 +27,15 @@ def write(scripts, tmp_path):
     make_model, writer = scripts["make_model"], scripts["gguf_writer"]
 
     def write_model(shape="tiny", weights="f16", seed=1, name="model.gguf"):
-        tensors = list(make_model.model_tensors(
-            make_model.SHAPES[shape], writer.TENSOR_TYPES[weights], seed))
+        tensors = list(
+            make_model.model_tensors(make_model.SHAPES[shape], writer.TENSOR_TYPES[weights], seed)
+        )
         path = tmp_path / name
         writer.write_gguf(
-            str(path), make_model.model_metadata(make_model.SHAPES[shape], tensors), tensors)
+            str(path), make_model.model_metadata(make_model.SHAPES[shape], tensors), tensors
+        )
         return path
+
     return write_model
 
 
@@ -78,10 +81,10 @@ def test_quantised_weights_have_the_spread_that_was_asked_for_and_no_bias(script
     source = scripts["make_model"].WeightSource(1, scripts["gguf_writer"].TENSOR_TYPES[weights])
     raw = b"".join(source.matrix("w", 256, 64).data())
     size, quants = QUANTS[weights]
-    values = [w for at in range(0, len(raw), size) for w in weights_of(quants, raw[at:at + size])]
+    values = [w for at in range(0, len(raw), size) for w in weights_of(quants, raw[at : at + size])]
     assert len(values) == 256 * 64
     spread = (sum(w * w for w in values) / len(values)) ** 0.5
-    assert spread == pytest.approx(256 ** -0.5, rel=0.02)
+    assert spread == pytest.approx(256**-0.5, rel=0.02)
     assert sum(values) / len(values) == pytest.approx(0, abs=0.002)
 
 
@@ -95,7 +98,7 @@ def test_half_precision_weights_have_the_spread_that_was_asked_for(scripts):
 def test_rows_of_control_tokens_are_zero(scripts):
     source = scripts["make_model"].WeightSource(1, scripts["gguf_writer"].TENSOR_TYPES["f16"])
     raw = b"".join(source.matrix("w", 32, 8, n_zero_rows=3).data())
-    assert raw[-3 * 64:] == bytes(3 * 64) and any(raw[-4 * 64:-3 * 64])
+    assert raw[-3 * 64 :] == bytes(3 * 64) and any(raw[-4 * 64 : -3 * 64])
 
 
 def test_an_interrupted_run_leaves_no_file(scripts, tmp_path):
