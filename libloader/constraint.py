@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from libloader.chat.reasoning import Tags
 from libloader.chat.template import ChatTemplate, RenderedPrompt
 from libloader.chat.tools import forcing
-from libloader.errors import FieldUnsupported
 from libloader.grammar import gbnf, json_schema, validate
 from libloader.protocol.shape import Shape
 from libloader.protocol.tools import ToolUse
+
+CALLS = "format-calls"  # rules of schemas keep clear of names that begin so
 
 
 class Constraint(NamedTuple):
@@ -54,16 +55,10 @@ def constraint(
         return _forced_call(template, use, tags, opened)
     if shape is None:
         return FREE
-    if use.tools:
-        raise FieldUnsupported(
-            f'{shape.param} cannot be sent together with tools unless tool_choice is "none", '
-            '"required" or a function',
-            param=shape.param,
-        )
     if shape.grammar:
         gbnf.check(shape.grammar, param=shape.param)
         return Constraint(shape.grammar)
-    return _shaped(shape, tags, opened)
+    return _shaped(template, use, shape, tags, opened)
 
 
 def _thinking_tags(template: ChatTemplate, prompt: RenderedPrompt) -> Tags | None:
@@ -91,9 +86,31 @@ def _are_strict(use: ToolUse) -> bool:
     return all(f.get("strict") is True for f in functions if use.name in ("", f["name"]))
 
 
-def _shaped(shape: Shape, tags: Tags | None, opened: bool) -> Constraint:
+def _shaped(
+    template: ChatTemplate, use: ToolUse, shape: Shape, tags: Tags | None, opened: bool
+) -> Constraint:
+    """The answer has its shape, or is calls where the request has tools."""
     rules = json_schema.embed({"answer": shape.schema}, strict=shape.strict, param=shape.param)
-    frame = {"root": "answer"} if tags is None else forcing.after_thought("answer", tags, opened)
-    text = f"{forcing.written(frame)}\n{rules.text}"
+    root, texts, warnings = "answer", [rules.text], rules.warnings
+    if use.tools:
+        calls, its_warnings = _calls(template, use)
+        root, texts, warnings = f"answer | {CALLS}", [rules.text, calls], warnings + its_warnings
+    frame = {"root": root} if tags is None else forcing.after_thought(root, tags, opened)
+    text = _joined(forcing.written(frame), *texts)
     gbnf.check(text, param=shape.param)
-    return Constraint(text, rules.warnings, shape.schema if rules.needs_check else None)
+    return Constraint(text, warnings, shape.schema if rules.needs_check else None)
+
+
+def _calls(template: ChatTemplate, use: ToolUse) -> tuple[str, tuple[str, ...]]:
+    """Return rules for calls of any tool, with CALLS in the place of the root, and warnings."""
+    forced = forcing.force(template.format, use.tools, parallel=use.parallel)
+    rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
+    # No literal holds a line break as it is, so a line that begins so is the root's own.
+    frame = f"\n{forced.text}".replace("\nroot ::= ", f"\n{CALLS} ::= ", 1)
+    return f"{frame}\n{rules.text}", rules.warnings
+
+
+def _joined(*texts: str) -> str:
+    """Put grammars together that share rules: of equal lines the first stays."""
+    lines = (line for text in texts for line in text.splitlines() if line)
+    return "\n".join(dict.fromkeys(lines))

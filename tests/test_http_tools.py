@@ -7,6 +7,7 @@ import json
 
 import openai
 import pytest
+from serving import serving
 
 from libloader.grammar import validate
 
@@ -210,3 +211,24 @@ def test_a_shape_is_of_the_content_not_of_the_reasoning(server):
     if choice["finish_reason"] == "stop":
         assert validate.text_problems(TIMES, choice["message"]["content"]) == []
     assert "<think>" not in choice["message"]["content"]
+
+
+def test_a_shape_with_tools_leaves_the_choice_to_the_model(client):
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": TIMES}}
+    choice = ask(client, tools=TOOLS, response_format=wanted, **HOT).choices[0]
+    if choice.finish_reason == "stop":
+        assert validate.text_problems(TIMES, choice.message.content) == []
+    for call in choice.message.tool_calls or ():
+        assert call.function.name in SCHEMAS
+
+
+def test_the_servers_flags_decide_on_thoughts_where_the_client_does_not():
+    always = "{{ messages[-1].content }}{% if enable_thinking is not false %}<think>{% endif %}"
+    with serving("-t", "1", "--chat-template", always + "</think>") as thinking:
+        thoughts = thinking.chat("Hello!", max_tokens=4)["usage"]["prompt_tokens"]
+    flags = ("-t", "1", "--no-think", "--reasoning-format", "none")
+    with serving(*flags, "--chat-template", always + "</think>") as quiet:
+        assert quiet.chat("Hello!", max_tokens=4)["usage"]["prompt_tokens"] < thoughts
+        asked = quiet.chat("Hello!", max_tokens=4, enable_thinking=True)
+        assert asked["usage"]["prompt_tokens"] == thoughts
+        assert "reasoning_content" not in asked["choices"][0]["message"]

@@ -1,4 +1,4 @@
-"""Fields of tools and of an answer's shape: what is taken, what is refused, which field is named."""
+"""Fields of tools and shapes: what is taken, what is refused, which field is named."""
 
 import random
 
