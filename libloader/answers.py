@@ -109,8 +109,8 @@ class Streamed:
             if isinstance(first, core.RequestFailed):
                 raise errors.from_wire(first.error)
             self._stream = self._exchange.open_stream("text/event-stream", headers)
-            roles = (self._chunks.first(i) for i in range(len(self._readers)))
-            self._stream.offer(b"".join(map(events.sse, roles)))
+            for index in range(len(self._readers)):
+                self._stream.offer(events.sse(self._chunks.first(index, self._warnings)))
             for event in self._early:
                 self._send(event)
         self._stream.wait()
@@ -145,10 +145,8 @@ class Streamed:
             logprobs = None
 
     def _ending(self, event: core.RequestDone) -> bytes:
-        parts = []
-        if self._warnings:
-            parts.append(self._chunks.warnings(self._warnings))
+        usage = b""
         if self._chunks.include_usage:
             n_reasoning = sum(reader.n_reasoning_tokens for reader in self._readers)
-            parts.append(self._chunks.usage(event.usage, event.timings, n_reasoning))
-        return b"".join(map(events.sse, parts)) + events.DONE
+            usage = events.sse(self._chunks.usage(event.usage, event.timings, n_reasoning))
+        return usage + events.DONE

@@ -249,8 +249,12 @@ class Chunks:
         self._tail = b'],"usage":null}' if include_usage else b"]}"
         self.include_usage = include_usage
 
-    def first(self, index: int) -> bytes:
-        return self.delta(index, {"role": "assistant", "content": ""})
+    def first(self, index: int, warnings: Sequence[str] = ()) -> bytes:
+        """The chunk that begins a choice; `warnings` only if there are any."""
+        chunk = self.delta(index, {"role": "assistant", "content": ""})
+        if not warnings:
+            return chunk
+        return b"%b,%b" % (chunk[:-1], dumps({"warnings": list(warnings)})[1:])
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
         content = json.dumps(text, ensure_ascii=False).encode()
@@ -277,8 +281,3 @@ class Chunks:
     def usage(self, usage: core.Usage, timings: dict[str, float], n_reasoning: int = 0) -> bytes:
         counts = dumps({"usage": usage_dict(usage, n_reasoning), "timings": timings})[1:-1]
         return b'%b,"choices":[],%b}' % (self._head, counts)
-
-    def warnings(self, sentences: Sequence[str]) -> bytes:
-        """A chunk of no choice that says what the finished answer should be known for."""
-        said = dumps({"warnings": list(sentences)})[1:-1]
-        return b'%b,"choices":[%b,%b}' % (self._head, self._tail[:-1], said)
