@@ -12,12 +12,14 @@ This file is the front door: options, routes, handlers, main. Everything else is
     engine/            continuous batching: scheduler, slots, prefix cache, detokenizer
     supervise/         the engine's child process: start, watch, replay, restart
     chat/ grammar/     messages -> prompt, model text -> message; schemas -> grammars
+    constraint         what must be in an answer -> its grammar
+    answers            the engine's events -> a plain or streamed answer
     protocol/          the JSON of each API dialect, without sockets
     web/               the hardened http.server: limits, strict parsing, streams
 
 One request: web parses and checks it, a handler here turns its JSON into a core.Request by way of
 protocol and chat, and the supervisor sends it to the engine child. Events come back on one thread,
-which renders each stream's chunk and sends it without ever blocking (`Streamed.deliver`).
+which renders each stream's chunk and sends it without ever blocking (`answers.Streamed.deliver`).
 
 Exit codes: 0 ended as asked (SIGTERM, SIGINT), 1 could not start, 2 wrong flags or values.
 """
@@ -25,6 +27,7 @@ Exit codes: 0 ended as asked (SIGTERM, SIGINT), 1 could not start, 2 wrong flags
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import math
 import os
@@ -37,17 +40,21 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from libloader import __version__, core, errors, options
+from libloader.answers import Collected, Streamed
 from libloader.chat import template as chat_template
+from libloader.chat.answer import answer_reader, keeps_special
+from libloader.chat.message import MessageReader
+from libloader.constraint import Constraint, constraint
 from libloader.llama import gguf
 from libloader.protocol import chat, embeddings, fields, models, strict_json
 from libloader.supervise import child, launch
 from libloader.supervise.inline import InlineEngine
 from libloader.supervise.supervisor import Options as SupervisorOptions
 from libloader.supervise.supervisor import Supervisor
-from libloader.web import events, log, sockets
+from libloader.web import log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
 from libloader.web.server import Exchange, Server
@@ -57,8 +64,6 @@ LOG = logging.getLogger("igllama")
 CHILD_FLAG = "--engine-child"
 # What old builds of libllama lack and a user would miss; the rest is ours to work around.
 NOTEWORTHY = ("xtc", "dry", "top_n_sigma", "infill", "grammar_lazy", "backend_sampling")
-# A stream's headers wait so long for the first token, so that an early failure is a plain error.
-OPEN_STREAM_AFTER_S = 10.0
 HTTP_STACK_BYTES = 4 << 20  # of each connection's thread; only touched pages count
 
 
@@ -141,167 +146,109 @@ def select_template(flags: argparse.Namespace, info: core.ModelInfo) -> chat_tem
         bos_token=info.bos_token,
         eos_token=info.eos_token,
         special_tokens=info.special_tokens,
+        tool_format=flags.tool_format,
     )
 
 
-# ---- answers: events of one request on their way to one client ----
-
-
-class Collected:
-    """Gathers the events of a plain answer; the handler's thread waits for the last one."""
-
-    def __init__(self, n_choices: int) -> None:
-        self.texts: list[list[str]] = [[] for _ in range(n_choices)]
-        self.logprobs: list[list[Any]] = [[] for _ in range(n_choices)]
-        self.reasons = ["stop"] * n_choices
-        self.vectors: list[str] = [""] * n_choices
-        self.last: core.Event | None = None
-        self._done = threading.Event()
-
-    def deliver(self, event: core.Event) -> None:
-        if isinstance(event, core.TokenEvent):
-            self.texts[event.index].append(event.text)
-            self.logprobs[event.index].extend(event.logprobs or ())
-        elif isinstance(event, core.ChoiceDone):
-            self.reasons[event.index] = event.reason
-        elif isinstance(event, core.EmbeddingEvent):
-            self.vectors[event.index] = event.vector
-        elif isinstance(event, (core.RequestDone, core.RequestFailed)):
-            self.last = event
-            self._done.set()
-
-    def wait(self) -> core.RequestDone:
-        """Return the last event; raise the request's own error if it failed."""
-        self._done.wait()
-        if isinstance(self.last, core.RequestFailed):
-            raise errors.from_wire(self.last.error)
-        assert isinstance(self.last, core.RequestDone)
-        return self.last
-
-
-class Streamed:
-    """Renders the events of a streamed chat answer into chunks, as they come.
-
-    `deliver` runs on the one thread that serves all streams: it renders, offers and returns.
-    Until the headers are out, events wait in `_early`: a failure before the first token is still
-    a plain JSON error with a status of its own.
-    """
-
-    def __init__(self, exchange: Exchange, chunks: chat.Chunks, n_choices: int) -> None:
-        self._exchange = exchange
-        self._chunks = chunks
-        self._n_choices = n_choices
-        self._early: list[core.Event] = []
-        self._begun = threading.Event()
-        self._lock = threading.Lock()
-        self._stream: Any = None
-
-    def deliver(self, event: core.Event) -> None:
-        with self._lock:
-            if self._stream is None:
-                self._early.append(event)
-                self._begun.set()
-            else:
-                self._send(event)
-
-    def run(self, headers: tuple[tuple[str, str], ...]) -> None:
-        """Open the stream at the first event and wait for its end. The handler's thread."""
-        self._begun.wait(OPEN_STREAM_AFTER_S)
-        with self._lock:
-            first = self._early[0] if self._early else None
-            if isinstance(first, core.RequestFailed):
-                raise errors.from_wire(first.error)
-            self._stream = self._exchange.open_stream("text/event-stream", headers)
-            roles = (self._chunks.first(i) for i in range(self._n_choices))
-            self._stream.offer(b"".join(map(events.sse, roles)))
-            for event in self._early:
-                self._send(event)
-        self._stream.wait()
-
-    def _send(self, event: core.Event) -> None:
-        """Hot: runs once per token of every stream."""
-        if isinstance(event, core.TokenEvent):
-            if event.text or event.logprobs:
-                logprobs = chat.logprobs_dict(event.logprobs) if event.logprobs else None
-                self._stream.offer(events.sse(self._chunks.text(event.index, event.text, logprobs)))
-        elif isinstance(event, core.ChoiceDone):
-            self._stream.offer(events.sse(self._chunks.delta(event.index, {}, event.reason)))
-        elif isinstance(event, core.RequestDone):
-            self._stream.finish(self._ending(event))
-        elif isinstance(event, core.RequestFailed):
-            body = describe_error(errors.from_wire(event.error)).body
-            self._stream.finish(events.sse(chat.dumps(body)))
-
-    def _ending(self, event: core.RequestDone) -> bytes:
-        usage = b""
-        if self._chunks.include_usage:
-            usage = events.sse(self._chunks.usage(event.usage, event.timings))
-        return usage + events.DONE
-
-
 # ---- handlers: (app, exchange); an error raised here becomes its JSON answer ----
+
+
+class ChatWork(NamedTuple):
+    """One chat request, ready for the engine, and what it takes to read its answer."""
+
+    call: chat.ChatRequest
+    request: core.Request
+    constraint: Constraint
+    new_reader: Callable[[], MessageReader]  # one for each choice
 
 
 def chat_completions(app: App, exchange: Exchange) -> None:
     call = chat.read_request(
         strict_json.parse_object(exchange.body), seed_source=app.random, strict=is_strict(exchange)
     )
-    wanted = call.generation
+    work = chat_work(app, exchange, call)
+    (stream_chat if call.generation.stream else answer_chat)(app, exchange, work)
+
+
+def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
+    template, wanted = app.template(), call.generation
+    prompt = render_chat(app, template, call)
+    split = splits_reasoning(app, call)
+    limits = constraint(template, prompt, call.use, call.shape, split_reasoning=split)
     request = core.Request(
         id="chatcmpl-" + uuid.uuid4().hex,
         kind="generate",
-        prompts=(chat_prompt(app.template(), call),),
+        prompts=(core.Prompt(segments=prompt.segments, add_special=prompt.add_special),),
         n=wanted.n,
-        sampling=wanted.sampling,
+        sampling=dataclasses.replace(wanted.sampling, grammar=limits.grammar),
         max_tokens=wanted.max_tokens,
         stop=wanted.stop,
         top_logprobs=call.top_logprobs,
         cache_prompt=wanted.cache_prompt,
         deadline_s=wanted.deadline_s or app.flags.timeout,
         fair_key=exchange.api_key,
+        keep_special=keeps_special(template, with_tools=bool(call.use.tools)),
     )
-    answer = stream_chat if wanted.stream else answer_chat
-    answer(app, exchange, request, call)
+
+    def new_reader() -> MessageReader:
+        reader = answer_reader(template, prompt, tools=call.use.tools, split_reasoning=split)
+        return MessageReader(reader, legacy=call.use.is_legacy)
+
+    return ChatWork(call, request, limits, new_reader)
 
 
-def chat_prompt(template: chat_template.ChatTemplate, call: chat.ChatRequest) -> core.Prompt:
-    rendered = template.render(
+def render_chat(
+    app: App, template: chat_template.ChatTemplate, call: chat.ChatRequest
+) -> chat_template.RenderedPrompt:
+    thinking = {"enable_thinking": False} if app.flags.no_think else {}
+    return template.render(
         call.messages,
-        tools=call.tools,
+        tools=call.use.tools or None,
         add_generation_prompt=call.add_generation_prompt,
         continue_final_message=call.continue_final_message,
-        kwargs=call.template_kwargs,
+        kwargs={**thinking, **call.template_kwargs},
     )
-    return core.Prompt(segments=rendered.segments, add_special=rendered.add_special)
 
 
-def answer_chat(
-    app: App, exchange: Exchange, request: core.Request, call: chat.ChatRequest
-) -> None:
+def splits_reasoning(app: App, call: chat.ChatRequest) -> bool:
+    """A grammar of the client's own describes the whole answer: nothing is taken out of that."""
+    if call.shape is not None and call.shape.grammar:
+        return False
+    return (call.reasoning_format or app.flags.reasoning_format) != "none"
+
+
+def answer_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
+    request = work.request
     collected = Collected(request.n)
     submit(app, exchange, request, collected.deliver)
     last = collected.wait()
-    choices = [
-        chat.Choice("".join(text), reason, chat.logprobs_dict(entries) if entries else None)
-        for text, reason, entries in zip(collected.texts, collected.reasons, collected.logprobs)
-    ]
+    readers = [work.new_reader() for _ in range(request.n)]
+    choices = [collected.choice(i, reader) for i, reader in enumerate(readers)]
     body = chat.completion(
         id=request.id, created=int(time.time()), model=app.name, choices=choices,
         usage=last.usage, timings=last.timings,
+        n_reasoning=sum(reader.n_reasoning_tokens for reader in readers),
+        warnings=(*work.constraint.warnings, *shape_problems(work.constraint, choices)),
     )  # fmt: skip
-    exchange.reply_json(body, headers=ignored_headers(call.generation.ignored))
+    exchange.reply_json(body, headers=ignored_headers(work.call.generation.ignored))
 
 
-def stream_chat(
-    app: App, exchange: Exchange, request: core.Request, call: chat.ChatRequest
-) -> None:
+def shape_problems(limits: Constraint, choices: Sequence[chat.Choice]) -> list[str]:
+    """What is wrong with whole answers that the grammar could not prevent."""
+    whole = [choice.message["content"] for choice in choices if choice.finish_reason == "stop"]
+    return [problem for text in whole for problem in limits.problems(text or "")]
+
+
+def stream_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
+    request, wanted = work.request, work.call.generation
     chunks = chat.Chunks(
         id=request.id, created=int(time.time()), model=app.name,
-        include_usage=call.generation.include_usage,
+        include_usage=wanted.include_usage,
     )  # fmt: skip
-    streamed = Streamed(exchange, chunks, request.n)
+    readers = [work.new_reader() for _ in range(request.n)]
+    streamed = Streamed(exchange, chunks, readers, describe_error, work.constraint.warnings)
     submit(app, exchange, request, streamed.deliver)
-    streamed.run(ignored_headers(call.generation.ignored))
+    streamed.run(ignored_headers(wanted.ignored))
 
 
 def submit(

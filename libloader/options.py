@@ -81,6 +81,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             metavar="NAME|FILE|TEXT",
         ),
         Option("--chat-template-file", "", "a file with a Jinja chat template", metavar="FILE"),
+        Option("--tool-format", "",
+               "how the model writes tool calls; default: as its template says", metavar="NAME"),
+        Option("--no-think", False, "ask models not to think, unless a client wants it", None),
+        Option("--reasoning-format", "auto",
+               "none leaves thoughts in the content; auto and deepseek keep them apart",
+               choice("none", "deepseek", "auto"), "HOW"),
     ),
     "context and speed": (
         Option("--ctx-size -c", 0,

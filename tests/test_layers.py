@@ -24,6 +24,9 @@ MAY_IMPORT = {
     "llama": {"errors", "core", "abi"},
     "engine": {"errors", "core", "abi", "llama"},
     "supervise": {"errors", "core", "abi", "llama", "engine"},
+    # These two compose what the layers below do not know of each other.
+    "constraint": {"errors", "core", "chat", "grammar", "protocol"},
+    "answers": {"errors", "core", "chat", "protocol", "web"},
 }
 ONLY_IN = {
     "ctypes": {"abi", "llama", "supervise"},

@@ -173,7 +173,7 @@ def test_the_plain_answer_has_the_documented_shape():
         id="chatcmpl-1",
         created=5,
         model="pocket",
-        choices=[chat.Choice("Hi!", "stop")],
+        choices=[chat.Choice({"role": "assistant", "content": "Hi!"}, "stop")],
         usage=core.Usage(3, 1, 2),
         timings={"prompt_n": 2},
     )
@@ -190,7 +190,19 @@ def test_the_plain_answer_has_the_documented_shape():
         "completion_tokens": 2,
         "total_tokens": 5,
         "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
+
+
+def test_warnings_are_said_only_if_there_are_any():
+    choices = [chat.Choice({"role": "assistant", "content": ""}, "stop")]
+    common = {"id": "i", "created": 5, "model": "m", "choices": choices, "timings": {}}
+    assert "warnings" not in chat.completion(usage=core.Usage(), **common)
+    said = chat.completion(usage=core.Usage(), warnings=("careful",), n_reasoning=2, **common)
+    assert said["warnings"] == ["careful"]
+    assert said["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    first = json.loads(chunks(True).first(0, ("careful",)))
+    assert (first["warnings"], first["choices"][0]["index"]) == (["careful"], 0)
 
 
 def chunks(include_usage=False):

@@ -9,34 +9,31 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from libloader import core
 from libloader.errors import FieldUnsupported
-from libloader.protocol import fields, sampling
+from libloader.protocol import fields, sampling, shape, tools
 from libloader.protocol.fields import Field, boolean, integer, list_of, mapping, one_of, string
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
-MAX_TOOLS = 256
 
 CHAT_FIELDS = (
     Field("messages", list_of(mapping, MAX_MESSAGES, 1)),
-    Field("tools", list_of(mapping, MAX_TOOLS)),
     Field("logprobs", boolean, False),
     Field("top_logprobs", integer(0, 20)),
-    Field("response_format", mapping),
     Field("chat_template_kwargs", mapping),
     Field("add_generation_prompt", boolean, True),
     Field("continue_final_message", boolean, False),
     Field("enable_thinking", boolean),
     Field("reasoning_effort", string(64)),
+    Field("reasoning_format", one_of("none", "deepseek", "auto")),
 )
-# Fields of OpenAI and llama-server that would change what the answer means: refused, not ignored.
-REFUSED = ("functions", "function_call", "tool_choice", "grammar", "json_schema", "audio")
-HARMLESS_CHOICES = {"tool_choice": ("auto", "none"), "function_call": ("auto", "none")}
+# Fields of OpenAI that would change what the answer means: refused, not ignored.
+REFUSED = ("audio",)
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,11 @@ class ChatRequest:
     """A checked chat request: what goes to the template, and what goes to the engine."""
 
     messages: tuple[dict[str, Any], ...]
-    tools: tuple[dict[str, Any], ...] | None
     generation: sampling.Generation
     template_kwargs: dict[str, Any]
+    use: tools.ToolUse = field(default_factory=tools.ToolUse)
+    shape: shape.Shape | None = None
+    reasoning_format: str = ""  # none, deepseek or auto; "" = the server's
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     top_logprobs: int = -1  # -1: the answer carries no logprobs
@@ -60,10 +59,12 @@ def read_request(
     defaults: core.Sampling | None = None,
 ) -> ChatRequest:
     """Check a request body; FieldInvalid or FieldUnsupported name the field and the remedy."""
-    _refuse_unbuilt(body)
+    sampling.refuse_unbuilt(body, REFUSED)
     values = fields.read(
         {k: v for k, v in body.items() if k not in REFUSED},
         CHAT_FIELDS,
+        tools.TOOL_FIELDS,
+        shape.SHAPE_FIELDS,
         sampling.SAMPLING_FIELDS,
         sampling.GENERATION_FIELDS,
         strict=strict,
@@ -75,24 +76,15 @@ def read_request(
     )
     return ChatRequest(
         messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(values["messages"])),
-        tools=_tools(values["tools"], body),
         generation=generation,
         template_kwargs=_template_kwargs(values),
+        use=tools.read_tools(values),
+        shape=shape.read_shape(values),
+        reasoning_format=values["reasoning_format"] or "",
         add_generation_prompt=values["add_generation_prompt"],
         continue_final_message=values["continue_final_message"],
         top_logprobs=_top_logprobs(values),
     )
-
-
-def _refuse_unbuilt(body: dict[str, Any]) -> None:
-    harmless = {n for n, allowed in HARMLESS_CHOICES.items() if body.get(n) in allowed}
-    sampling.refuse_unbuilt(body, [name for name in REFUSED if name not in harmless])
-    kind = body.get("response_format")
-    if isinstance(kind, dict) and kind.get("type", "text") != "text":
-        raise FieldUnsupported(
-            'response_format can only be {"type": "text"} on this server',
-            param="response_format",
-        )
 
 
 def _message(message: dict[str, Any], path: str) -> dict[str, Any]:
@@ -132,26 +124,13 @@ def _text_part(part: dict[str, Any], path: str) -> dict[str, Any]:
 
 def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
     result = []
-    for i, call in enumerate(list_of(mapping, MAX_TOOLS)(calls, path)):
+    for i, call in enumerate(list_of(mapping, tools.MAX_TOOLS)(calls, path)):
         function = mapping(call.get("function"), f"{path}[{i}].function")
         string(1024, 1)(function.get("name"), f"{path}[{i}].function.name")
         if not isinstance(function.get("arguments", ""), (str, dict)):
             raise fields.invalid(f"{path}[{i}].function.arguments", "a JSON string or an object")
         result.append(call)
     return result
-
-
-def _tools(
-    tools: tuple[dict[str, Any], ...] | None, body: dict[str, Any]
-) -> tuple[dict[str, Any], ...] | None:
-    """Check the tools; `tool_choice: none` hides them from the model."""
-    if not tools or body.get("tool_choice") == "none":
-        return None
-    for i, tool in enumerate(tools):
-        one_of("function")(tool.get("type", "function"), f"tools[{i}].type")
-        function = mapping(tool.get("function"), f"tools[{i}].function")
-        string(1024, 1)(function.get("name"), f"tools[{i}].function.name")
-    return tools
 
 
 def _template_kwargs(values: fields.Values) -> dict[str, Any]:
@@ -176,12 +155,14 @@ def _top_logprobs(values: fields.Values) -> int:
 # ---- answers ----
 
 
-def usage_dict(usage: core.Usage) -> dict[str, Any]:
+def usage_dict(usage: core.Usage, n_reasoning: int = 0) -> dict[str, Any]:
+    """OpenAI's `usage`; `n_reasoning` of the completion's tokens were reasoning."""
     return {
         "prompt_tokens": usage.n_prompt,
         "completion_tokens": usage.n_completion,
         "total_tokens": usage.n_prompt + usage.n_completion,
         "prompt_tokens_details": {"cached_tokens": usage.n_cached},
+        "completion_tokens_details": {"reasoning_tokens": n_reasoning},
     }
 
 
@@ -213,7 +194,7 @@ def _alternative(entry: Any) -> dict[str, Any]:
 class Choice:
     """One finished choice of a plain answer."""
 
-    text: str
+    message: dict[str, Any]
     finish_reason: str
     logprobs: dict[str, Any] | None = None
 
@@ -226,23 +207,26 @@ def completion(
     choices: Sequence[Choice],
     usage: core.Usage,
     timings: dict[str, float],
+    n_reasoning: int = 0,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The plain answer."""
+    """The plain answer; `warnings` only if there are any."""
     return {
         "id": id,
         "object": "chat.completion",
         "created": created,
         "model": model,
         "choices": [_choice(i, choice) for i, choice in enumerate(choices)],
-        "usage": usage_dict(usage),
+        "usage": usage_dict(usage, n_reasoning),
         "timings": timings,
+        **({"warnings": list(warnings)} if warnings else {}),
     }
 
 
 def _choice(index: int, choice: Choice) -> dict[str, Any]:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text},
+        "message": choice.message,
         "logprobs": choice.logprobs,
         "finish_reason": choice.finish_reason,
     }
@@ -265,8 +249,12 @@ class Chunks:
         self._tail = b'],"usage":null}' if include_usage else b"]}"
         self.include_usage = include_usage
 
-    def first(self, index: int) -> bytes:
-        return self.delta(index, {"role": "assistant", "content": ""})
+    def first(self, index: int, warnings: Sequence[str] = ()) -> bytes:
+        """The chunk that begins a choice; `warnings` only if there are any."""
+        chunk = self.delta(index, {"role": "assistant", "content": ""})
+        if not warnings:
+            return chunk
+        return b"%b,%b" % (chunk[:-1], dumps({"warnings": list(warnings)})[1:])
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
         content = json.dumps(text, ensure_ascii=False).encode()
@@ -279,10 +267,17 @@ class Chunks:
             self._tail,
         )
 
-    def delta(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+    def delta(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        extra = {} if logprobs is None else {"logprobs": logprobs}
+        choice = {"index": index, "delta": delta, **extra, "finish_reason": finish_reason}
         return b'%b,"choices":[%b%b' % (self._head, dumps(choice), self._tail)
 
-    def usage(self, usage: core.Usage, timings: dict[str, float]) -> bytes:
-        counts = dumps({"usage": usage_dict(usage), "timings": timings})[1:-1]
+    def usage(self, usage: core.Usage, timings: dict[str, float], n_reasoning: int = 0) -> bytes:
+        counts = dumps({"usage": usage_dict(usage, n_reasoning), "timings": timings})[1:-1]
         return b'%b,"choices":[],%b}' % (self._head, counts)

@@ -17,6 +17,7 @@ from libloader.chat.tools.gbnf import (
     THOUGHT,
     Forced,
     Parameter,
+    Rules,
     alternatives,
     literal,
     text_before,
@@ -52,11 +53,19 @@ def force(
     forced = [_forced(format, f"tool-{i}", each, schemas) for i, each in enumerate(chosen)]
     rules = dict(format.grammar(forced, parallel))
     if tags is not None:
-        rules.update(text_before(THOUGHT, tags.end))
-        root = rules["root"]
-        rest = f"{THOUGHT} [ \\n]? [ \\n]? ({root})"
-        rules["root"] = rest if opened else f"({literal(tags.begin)} {rest}) | ({root})"
-    return Grammar("\n".join(f"{rule} ::= {text}" for rule, text in rules.items()), schemas)
+        rules.update(after_thought(rules["root"], tags, opened))
+    return Grammar(written(rules), schemas)
+
+
+def after_thought(root: str, tags: Tags, opened: bool) -> Rules:
+    """Return the rules of `root` after a think block: the rest of one if it is open already."""
+    rest = f"{THOUGHT} [ \\n]? [ \\n]? ({root})"
+    whole = rest if opened else f"({literal(tags.begin)} {rest}) | ({root})"
+    return {"root": whole, **text_before(THOUGHT, tags.end)}
+
+
+def written(rules: Rules) -> str:
+    return "\n".join(f"{rule} ::= {text}" for rule, text in rules.items())
 
 
 def _forced(

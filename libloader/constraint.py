@@ -1,0 +1,116 @@
+"""The grammar of one chat answer, from what its request asks: a shape, a call, or neither.
+
+Composes chat (how a model writes calls and thoughts) and grammar (what JSON Schemas allow), which
+do not know each other. Where the model may think first, the grammar lets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from libloader.chat.reasoning import Tags
+from libloader.chat.template import ChatTemplate, RenderedPrompt
+from libloader.chat.tools import forcing
+from libloader.grammar import gbnf, json_schema, validate
+from libloader.protocol.shape import Shape
+from libloader.protocol.tools import ToolUse
+
+CALLS = "format-calls"  # rules of schemas keep clear of names that begin so
+
+
+class Constraint(NamedTuple):
+    """`schema` is what the finished text must be checked against, None if the grammar suffices."""
+
+    grammar: str = ""
+    warnings: tuple[str, ...] = ()
+    schema: Any = None
+
+    def problems(self, text: str) -> tuple[str, ...]:
+        """Say what is wrong with a finished text that the grammar let pass."""
+        if self.schema is None:
+            return ()
+        found = validate.text_problems(self.schema, text)
+        return tuple(f"the answer does not match its schema: {problem}" for problem in found)
+
+
+FREE = Constraint()
+
+
+def constraint(
+    template: ChatTemplate,
+    prompt: RenderedPrompt,
+    use: ToolUse,
+    shape: Shape | None,
+    *,
+    split_reasoning: bool = True,
+) -> Constraint:
+    """Return what constrains the answer. GrammarInvalid or FieldUnsupported name the field.
+
+    A call that is forced goes before a shape: such an answer has no content to be shaped.
+    """
+    tags = _thinking_tags(template, prompt) if split_reasoning else None
+    opened = prompt.thinking is not None
+    if use.is_forced:
+        return _forced_call(template, use, tags, opened)
+    if shape is None:
+        return FREE
+    if shape.grammar:
+        gbnf.check(shape.grammar, param=shape.param)
+        return Constraint(shape.grammar)
+    return _shaped(template, use, shape, tags, opened)
+
+
+def _thinking_tags(template: ChatTemplate, prompt: RenderedPrompt) -> Tags | None:
+    """Return the tags of the think block that the answer may begin with, or is inside of."""
+    tags = prompt.thinking or template.tags
+    is_over = tags is not None and prompt.text.rstrip().endswith(tags.end)
+    return None if is_over else tags
+
+
+def _forced_call(
+    template: ChatTemplate, use: ToolUse, tags: Tags | None, opened: bool
+) -> Constraint:
+    forced = forcing.force(
+        template.format, use.tools, parallel=use.parallel, name=use.name, tags=tags, opened=opened
+    )
+    rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
+    text = f"{forced.text}\n{rules.text}"
+    gbnf.check(text, param="tools")
+    return Constraint(text, rules.warnings)
+
+
+def _are_strict(use: ToolUse) -> bool:
+    """Whether every function that may be called says `"strict": true`."""
+    functions: Sequence[dict[str, Any]] = [tool["function"] for tool in use.tools]
+    return all(f.get("strict") is True for f in functions if use.name in ("", f["name"]))
+
+
+def _shaped(
+    template: ChatTemplate, use: ToolUse, shape: Shape, tags: Tags | None, opened: bool
+) -> Constraint:
+    """The answer has its shape, or is calls where the request has tools."""
+    rules = json_schema.embed({"answer": shape.schema}, strict=shape.strict, param=shape.param)
+    root, texts, warnings = "answer", [rules.text], rules.warnings
+    if use.tools:
+        calls, its_warnings = _calls(template, use)
+        root, texts, warnings = f"answer | {CALLS}", [rules.text, calls], warnings + its_warnings
+    frame = {"root": root} if tags is None else forcing.after_thought(root, tags, opened)
+    text = _joined(forcing.written(frame), *texts)
+    gbnf.check(text, param=shape.param)
+    return Constraint(text, warnings, shape.schema if rules.needs_check else None)
+
+
+def _calls(template: ChatTemplate, use: ToolUse) -> tuple[str, tuple[str, ...]]:
+    """Return rules for calls of any tool, with CALLS in the place of the root, and warnings."""
+    forced = forcing.force(template.format, use.tools, parallel=use.parallel)
+    rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
+    # No literal holds a line break as it is, so a line that begins so is the root's own.
+    frame = f"\n{forced.text}".replace("\nroot ::= ", f"\n{CALLS} ::= ", 1)
+    return f"{frame}\n{rules.text}", rules.warnings
+
+
+def _joined(*texts: str) -> str:
+    """Put grammars together that share rules: of equal lines the first stays."""
+    lines = (line for text in texts for line in text.splitlines() if line)
+    return "\n".join(dict.fromkeys(lines))
