@@ -53,6 +53,7 @@ def seconds(text: str) -> float:
 
 seconds.__name__ = "a number of seconds"
 
+
 def choice(*names: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in names:

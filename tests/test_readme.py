@@ -80,7 +80,7 @@ def is_ci(line: str, server: Served, tmp_path: Path) -> None:
 
 
 def carried(line: str, server: Served, tmp_path: Path) -> None:
-    """tests/test_scripts_pyz.py serves from the single file; here, only that it is the one built."""
+    """tests/test_scripts_pyz.py serves from the single file; here, only that it is built."""
     assert any("-o igllama.pyz" in other for other in commands())
 
 

@@ -55,9 +55,7 @@ class Loading(NamedTuple):
 class PrefixStore:
     """All saved states, least recently used first. `on_drop` hears of each that is gone."""
 
-    def __init__(
-        self, ram_bytes: int, folder: Folder | None = None, disk_bytes: int = 0
-    ) -> None:
+    def __init__(self, ram_bytes: int, folder: Folder | None = None, disk_bytes: int = 0) -> None:
         self._ram_bytes = ram_bytes
         self._disk_bytes = disk_bytes
         self._folder = folder

@@ -24,8 +24,8 @@ MAX_THREADS = 4
 class Due(NamedTuple):
     """A row of the last batch whose next token is wanted, and rows after it that were guessed.
 
-        row          last token   draft[0]   draft[1]  ...     what was decoded
-        its sample   draft[0]?    draft[1]?  any               until a guess turns out wrong
+    row          last token   draft[0]   draft[1]  ...     what was decoded
+    its sample   draft[0]?    draft[1]?  any               until a guess turns out wrong
     """
 
     request_id: str

@@ -271,11 +271,9 @@ def _with_number(types: str | list[str], is_nullable: bool) -> list[str]:
 
 def listed_values(document: Document, parts: Parts) -> list[Any] | None:
     """Return the values that `enum` and `const` leave after all else was asked; None = free."""
-    lists = [
-        schema["enum"] if "enum" in schema else [schema["const"]]
-        for schema in map(schema_of, parts)
-        if "enum" in schema or "const" in schema
-    ]
+    schemas = [schema_of(place) for place in parts]
+    lists = [s["enum"] for s in schemas if "enum" in s]
+    lists += [[s["const"]] for s in schemas if "const" in s]
     if not lists:
         return None
     in_all = frozenset.intersection(*(frozenset(map(canonical, values)) for values in lists))
@@ -423,4 +421,3 @@ def _are_apart(one: Bounds, other: Bounds) -> bool:
             if low.low > high.high or (low.low == high.high and is_open):
                 return True
     return False
-

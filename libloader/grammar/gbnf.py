@@ -355,4 +355,3 @@ class Parser:
     def _fail(self, problem: str, at: int | None = None) -> NoReturn:
         line = self._line(self._at if at is None else at)
         raise GrammarInvalid(f"grammar line {line}: {problem}", param=self._param)
-

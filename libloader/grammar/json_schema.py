@@ -58,9 +58,7 @@ class Grammar(NamedTuple):
     needs_check: bool = False
 
 
-def to_grammar(
-    schema: Schema, *, strict: bool = False, param: str = "response_format"
-) -> Grammar:
+def to_grammar(schema: Schema, *, strict: bool = False, param: str = "response_format") -> Grammar:
     """Return a grammar for the documents of a schema.
 
     Raises GrammarInvalid, naming the path, for what is no schema, has no document, or is too
@@ -69,9 +67,7 @@ def to_grammar(
     return _compiled({gbnf.ROOT: schema}, strict, param, is_whole=True)
 
 
-def embed(
-    schemas: Mapping[str, Schema], *, strict: bool = False, param: str = "tools"
-) -> Grammar:
+def embed(schemas: Mapping[str, Schema], *, strict: bool = False, param: str = "tools") -> Grammar:
     """Return rules under the names of `schemas`, to be joined with a text that has a root.
 
     Other rules have names that begin with one of these or are `strings.common_rules`' and the like;
@@ -87,9 +83,7 @@ def json_object() -> Grammar:
     return Grammar(expr.write(expr.prune(rules, (gbnf.ROOT,))))
 
 
-def _compiled(
-    schemas: Mapping[str, Schema], strict: bool, param: str, is_whole: bool
-) -> Grammar:
+def _compiled(schemas: Mapping[str, Schema], strict: bool, param: str, is_whole: bool) -> Grammar:
     rules: dict[str, Node] = {**common_rules(), **_free_rules(FREE_DEPTH)}
     writer = StringWriter(rules)
     warnings: dict[str, None] = {}

@@ -138,9 +138,7 @@ def _between(low: str, high: str) -> Node:
     return alt(*options)
 
 
-def decimals(
-    low: Decimal | None, high: Decimal | None, *, open_low: bool, open_high: bool
-) -> Node:
+def decimals(low: Decimal | None, high: Decimal | None, *, open_low: bool, open_high: bool) -> Node:
     """Return the numbers from `low` to `high`, an open end excluded; NEVER if there is none."""
     if low is None:  # mirrored, an open low end is an open high end
         return NEVER if high is None else _up_from(-high, open_high, sign="-")

@@ -465,9 +465,7 @@ class _Search:
             return is_boundary is (kind == "b")
         if kind in "=!":
             return (self.run(program, at) is not None) is (kind == "=")
-        found = any(
-            self.run(program, start, until=at) is not None for start in range(at, -1, -1)
-        )
+        found = any(self.run(program, start, until=at) is not None for start in range(at, -1, -1))
         return found is (kind == "<=")
 
     def _is_word(self, at: int) -> bool:

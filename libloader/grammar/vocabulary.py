@@ -209,12 +209,16 @@ class Document:
     def _check_json_depth(self) -> None:
         level: list[Any] = [self.root]
         for _ in range(MAX_JSON_DEPTH):
-            level = [
-                child
-                for node in level
-                for child in (node.values() if isinstance(node, dict) else node)
-                if isinstance(child, (dict, list))
-            ] if not isinstance(self.root, bool) else []
+            level = (
+                [
+                    child
+                    for node in level
+                    for child in (node.values() if isinstance(node, dict) else node)
+                    if isinstance(child, (dict, list))
+                ]
+                if not isinstance(self.root, bool)
+                else []
+            )
             if not level:
                 return
         self.fail(f"it is nested over {MAX_JSON_DEPTH} deep", "#")

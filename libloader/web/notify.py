@@ -1,4 +1,4 @@
-"""sd_notify: tell systemd that the service is ready or stopping (man sd_notify). No-op elsewhere."""
+"""sd_notify: tell systemd that the service is ready or stopping. Does nothing elsewhere."""
 
 from __future__ import annotations
 
