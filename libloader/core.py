@@ -63,6 +63,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf forbids
     grammar: str = ""  # GBNF, checked by libloader.grammar; "" = free
     ignore_eos: bool = False
+    shows_special: bool = False  # a grammar's text may come from control tokens; see keep_special
 
 
 @dataclass(frozen=True)

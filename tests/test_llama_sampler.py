@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import threading
 from dataclasses import replace
@@ -343,3 +344,26 @@ def test_exactly_one_sampler_picks_and_it_is_the_last(changes, last):
 def test_mirostat_and_greedy_go_without_truncation():
     assert used(Sampling(mirostat=2)) == ["temp_ext", "mirostat_v2"]
     assert used(Sampling(temperature=0)) == ["greedy"]
+
+
+# What libllama's grammar would let pass, although the text that is shown then breaks it.
+
+
+def test_a_grammar_never_sees_half_a_character_completed_by_something_else(context):
+    """libllama takes any byte for the tail of a character; the text would end in the middle."""
+    any_text = replace(PLAIN, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0)
+    for seed in range(12):
+        sampling = replace(any_text, seed=seed, grammar='root ::= "\\"" [^"]* "\\""')
+        raw = b"".join(map(context.model.vocab.piece, generate(context, sampling, 40)))
+        codecs.utf_8_decode(raw, "strict", False)
+
+
+def test_a_control_token_is_no_text_for_a_grammar_unless_it_is_shown(context):
+    vocab = context.model.vocab
+    hidden = [t for t in vocab.control_tokens if not vocab.is_eog(t)]
+    assert hidden
+    sampling = replace(GREEDY, grammar="root ::= .+")
+    with SamplerChain(context.model, sampling, 128) as chain, pytest.raises(GrammarInvalid):
+        chain.accept(hidden[0])
+    with SamplerChain(context.model, replace(sampling, shows_special=True), 128) as chain:
+        chain.accept(hidden[0])

@@ -292,10 +292,14 @@ class Engine:
 
     def _open_chain_for(self, sequence: Sequence) -> None:
         request = sequence.live.request
-        seed = (request.sampling.seed + sequence.index) % 2**32  # choices must differ
+        sampling = dataclasses.replace(
+            request.sampling,
+            seed=(request.sampling.seed + sequence.index) % 2**32,  # choices must differ
+            shows_special=request.keep_special,
+        )
         self._breadcrumb("grammar_init", request.id, self._decoding.step)
         try:
-            sequence.chain = self._open_chain(dataclasses.replace(request.sampling, seed=seed))
+            sequence.chain = self._open_chain(sampling)
             sequence.chain.accept_prompt(sequence.tokens[: sequence.n_prompt])
             for token in sequence.tokens[sequence.n_prompt :]:
                 sequence.chain.accept(token)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from libloader.errors import NanLogits
@@ -39,6 +40,11 @@ class Candidates:
         self._ids[0::3] = self._numbered
         self._floats[1::3] = view.cast("B").cast("f")
         self._restart()
+
+    def forbid(self, tokens: Iterable[int]) -> None:
+        """Give tokens the logit -inf; only while the array is in the order of `fill`."""
+        for token in tokens:
+            self._floats[3 * token + 1] = -math.inf
 
     def fill_one(self, token: int) -> None:
         """Be an array of one, with logit 0."""

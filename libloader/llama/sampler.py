@@ -28,6 +28,7 @@ from libloader.llama.context import Context
 from libloader.llama.handle import Handle
 from libloader.llama.model import Model
 from libloader.llama.vocab import Vocab
+from libloader.llama.wholetext import WholeText
 
 GRAMMAR_ROOT = b"root"
 MIROSTAT_M = 100  # tokens that estimate the distribution; llama.cpp's and the paper's value
@@ -185,7 +186,7 @@ class SamplerChain(Handle):
         self._lib, self._model, self._sampling = model.lib, model, sampling
         rows = _rows(self._lib, sampling)
         setup = Setup(self._lib, model.vocab, sampling, n_ctx)
-        self._grammar = _Grammar(model, sampling.grammar) if sampling.grammar else None
+        self._grammar = _Grammar(model, sampling) if sampling.grammar else None
         pointer = self._lib.llama_sampler_chain_init(self._lib.chain_params())
         super().__init__("sampler chain", pointer, self._lib.llama_sampler_free, parent=model)
         for row in rows:
@@ -229,7 +230,7 @@ class SamplerChain(Handle):
         """Start anew, as for another completion with the same sampling."""
         self._lib.llama_sampler_reset(self.pointer)
         if self._grammar is not None:
-            self._lib.llama_sampler_reset(self._grammar.pointer)
+            self._grammar.reset()
 
     def close(self) -> None:
         if self._grammar is not None:
@@ -268,8 +269,8 @@ class SamplerChain(Handle):
 class _Grammar(Handle):
     """Owner of a grammar sampler: which tokens may follow, by a GBNF text checked before."""
 
-    def __init__(self, model: Model, text: str) -> None:
-        lib, raw = model.lib, text.encode("utf-8", "replace")
+    def __init__(self, model: Model, sampling: Sampling) -> None:
+        lib, raw = model.lib, sampling.grammar.encode("utf-8", "replace")
         if b"\0" in raw:
             raise GrammarInvalid("the grammar contains a NUL character", param="grammar")
         pointer = lib.llama_sampler_init_grammar(model.vocab.pointer, raw, GRAMMAR_ROOT)
@@ -279,13 +280,20 @@ class _Grammar(Handle):
         self._lib = lib
         self._greedy = lib.llama_sampler_init_greedy()
         self._one = Candidates(lib, 1)
+        self._text = WholeText(model.vocab, sampling.shows_special)
 
     def close(self) -> None:
         if not self.closed:
             self._lib.llama_sampler_free(self._greedy)
         super().close()
 
+    def reset(self) -> None:
+        self._lib.llama_sampler_reset(self.pointer)
+        self._text.reset()
+
     def allows(self, token: int) -> bool:
+        if not self._text.allows(token):
+            return False
         self._one.fill_one(token)
         self._one.apply(self.pointer)
         return self._one.entry(0)[1] > -math.inf
@@ -295,14 +303,22 @@ class _Grammar(Handle):
         if not self.allows(token):
             raise GrammarInvalid(f"the grammar does not allow token {token} here", param="grammar")
         self._lib.llama_sampler_accept(self.pointer, token)
+        self._text.accept(token)
 
     def mask(self, candidates: Candidates) -> int:
         """Set forbidden tokens to -inf and return the best allowed one."""
+        for tokens in self._text.forbidden():
+            candidates.forbid(tokens)
         candidates.apply(self.pointer)
-        best = candidates.choose(self._greedy)
-        if not self.allows(best):
-            raise GrammarInvalid("no token fits the grammar here", param="grammar")
-        return best
+        refused: set[int] = set()
+        while True:  # few rounds: what broken text `forbidden` does not list is rare
+            best = candidates.choose(self._greedy)
+            if self.allows(best):
+                return best
+            if best in refused:
+                raise GrammarInvalid("no token fits the grammar here", param="grammar")
+            refused.add(best)
+            candidates.forbid([best])
 
 
 def _biases(vocab: Vocab, sampling: Sampling) -> list[tuple[int, float]]:
