@@ -493,5 +493,3 @@ def n_ctx_slot(context: ContextPort, settings: EngineSettings) -> int:
     """Return how many tokens one sequence can hold: --ctx-size, else its share of the cells."""
     share = settings.n_ctx or context.n_ctx // max(1, settings.n_parallel)
     return min(share, context.n_ctx_seq, context.n_ctx)
-
-
