@@ -307,12 +307,22 @@ def are_disjoint(
             return not fits
     if any(set(schema_of(p)) & set(CHOICES) for p in (*one, *other)):
         return False
-    common = set(_expanded(types_of(one))) & set(_expanded(types_of(other)))
+    common = _common_types(one, other) | _common_types(other, one)
     if not common:
         return True
     if common == {"object"} and depth:
         return _differ(document, one, other, depth)
     return common <= {"number", "integer"} and _are_apart(bounds_of(one), bounds_of(other))
+
+
+def _common_types(one: Parts, other: Parts) -> set[str]:
+    """Return the types that are written for `one` and valid for `other`.
+
+    The latter are those that it declares: what is only inferred binds what we write, no more.
+    """
+    declared = [p for p in other if "type" in schema_of(p)]
+    valid = types_of(tuple(declared)) if declared else list(TYPES)
+    return set(_expanded(types_of(one))) & set(_expanded(valid))
 
 
 def _expanded(types: list[str]) -> list[str]:

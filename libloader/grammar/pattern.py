@@ -26,7 +26,7 @@ MAX_NESTING = 40
 MAX_REPETITION = 100_000
 MAX_INSTRUCTIONS = 20_000  # of the compiled program: repetitions are written out in it
 N_KEPT = 32  # compiled expressions in memory, 3 MB each at worst
-MAX_STEPS = 20_000_000  # of one search
+MAX_STEPS = 2_000_000  # of one search: a few seconds
 
 DIGITS = charset.chars("0123456789")
 WORD = charset.of(((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)))

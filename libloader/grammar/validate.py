@@ -95,11 +95,19 @@ class Visit(NamedTuple):
     place: Place
     outcome: Outcome
     depth: int
+    trail: tuple[int, ...]  # schemas that led here by $ref and allOf alone
 
     def apply(self, *keys: str | int) -> Outcome:
         """Judge this same value by a schema inside this one."""
         inner = self.validator.document.inner(self.place, *keys)
         return self.validator.visit(inner, self.value, self.path, self.depth + 1)
+
+    def follow(self, place: Place) -> None:
+        """Judge this same value by a schema that holds as well; one that led here says no more."""
+        trail = (*self.trail, id(self.schema))
+        if id(place.schema) not in trail:
+            found = self.validator.visit(place, self.value, self.path, self.depth + 1, trail)
+            self.outcome.absorb(found)
 
     def child(self, key: str | int, *keys: str | int) -> None:
         """Judge a member or an item by a schema inside this one; it now counts as evaluated."""
@@ -142,7 +150,9 @@ class Validator:
             self._listed[id(values)] = frozenset(map(canonical, values))
         return self._listed[id(values)]
 
-    def visit(self, place: Place, value: object, path: str, depth: int) -> Outcome:
+    def visit(
+        self, place: Place, value: object, path: str, depth: int, trail: tuple[int, ...] = ()
+    ) -> Outcome:
         outcome = Outcome()
         self._n_visits += 1
         schema = place.schema
@@ -153,7 +163,7 @@ class Validator:
         elif self._n_visits > MAX_VISITS:
             raise GrammarInvalid("checking a document by this schema takes too long")
         elif isinstance(schema, dict):
-            visit = Visit(self, schema, value, path, place, outcome, depth)
+            visit = Visit(self, schema, value, path, place, outcome, depth, trail)
             for keyword, check in CHECKS.items():
                 if keyword in schema:
                     for message in check(visit, schema[keyword]):
@@ -194,9 +204,7 @@ def _const(visit: Visit, value: object) -> Iterator[str]:
 
 def _reference(keyword: str) -> Check:
     def check(visit: Visit, _: str) -> Iterator[str]:
-        place = visit.validator.document.resolve(visit.schema, keyword)
-        found = visit.validator.visit(place, visit.value, visit.path, visit.depth + 1)
-        visit.outcome.absorb(found)
+        visit.follow(visit.validator.document.resolve(visit.schema, keyword))
         return iter(())
 
     return check
@@ -204,7 +212,7 @@ def _reference(keyword: str) -> Check:
 
 def _all_of(visit: Visit, schemas: list[Schema]) -> Iterator[str]:
     for i in range(len(schemas)):
-        visit.outcome.absorb(visit.apply("allOf", i))
+        visit.follow(visit.validator.document.inner(visit.place, "allOf", i))
     return iter(())
 
 
