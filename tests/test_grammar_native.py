@@ -74,6 +74,8 @@ def test_what_the_model_writes_under_a_schema_is_valid(engine, case):
     compiled = gbnf.compile_text(grammar.text, max_bytes=1 << 20)
     for text, reason in generate(engine, grammar.text, range(N_SEEDS)):
         matcher = gbnf.Matcher(compiled)
+        if reason == "length":  # the limit may fall inside a character
+            text = text.rstrip("\ufffd")
         assert matcher.feed(text) == len(text), text
         assert matcher.is_complete or reason == "length", text
         if reason == "stop":
@@ -88,7 +90,8 @@ def test_json_object_mode_writes_an_object(engine, seed):
     grammar = json_schema.json_object().text
     ((text, reason),) = generate(engine, grammar, [seed])
     matcher = gbnf.matcher(grammar)
-    assert text.startswith("{") and matcher.feed(text) == len(text)
+    whole = text.rstrip("\ufffd") if reason == "length" else text
+    assert text.startswith("{") and matcher.feed(whole) == len(whole)
     assert reason == "length" or isinstance(json.loads(text), dict)
 
 

@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back_inside_its_limits(seed):
 @pytest.mark.parametrize("step", [2, 3, 7, 16, 32])
 def test_multiples_are_found_by_their_digits(step):
     grammar = compiled(numbers.multiples(step, "root", is_signed=True))
-    for value in [*range(-3 * step, 0), *range(1, 5 * step), 10**8, 10**8 + 1]:
+    for value in [*range(-3 * step, 0), *range(1, 5 * step), 10**6, 10**6 + 1]:
         assert gbnf.matches_compiled(grammar, str(value)) == (value % step == 0), value
 
 

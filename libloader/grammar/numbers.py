@@ -32,7 +32,7 @@ from libloader.grammar.expr import (
 
 SIGNIFICANT = 15
 MAX_INTEGER = 10**19 - 1
-N_MACHINE_DIGITS = 9
+N_MACHINE_DIGITS = 7
 MAX_STEPS = 100  # endings that are listed one by one
 DIGIT = Chars(((0x30, 0x39),))
 NONZERO = Chars(((0x31, 0x39),))
