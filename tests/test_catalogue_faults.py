@@ -6,6 +6,7 @@ neighbours stream once, their four visits come first, and a fifth is the case's 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -101,17 +102,26 @@ def test_those_who_were_there_in_two_crashes_fail_and_the_engine_goes_on(home: H
 
 
 def test_kills_under_sixteen_streams_hang_nobody_and_change_no_text(home: Home):
-    """F03: 10 kills here; the catalogue's 100 with IGLLAMA_LONG=1."""
+    """F03: 10 kills here; the catalogue's 100 with IGLLAMA_LONG=1.
+
+    A kill may come from the system for want of memory. So whoever is alone in the engine's hands
+    twice when it comes is failed: at most one stream for each kill.
+    """
     n_kills = 100 if IS_LONG else 10
     patient = {"crashes_max": 10_000, "backoff_s": [0.0], "lives_max": 10_000}
-    with troubled(home, "decode:drag", figures={"limits": patient}) as broken:
+    with troubled(home, figures={"limits": patient}) as broken:
         clients = Clients(broken, 16)
-        took_ms = [kill_and_time(broken, number) for number in range(1, n_kills + 1)]
+        took_ms = []
+        for number in range(1, n_kills + 1):
+            clients.wait_for_ends(4 if IS_LONG else 1)
+            took_ms.append(kill_and_time(broken, number))
         clients.check()
         assert broken.health()["restarts"] == n_kills
     took_ms.sort()
+    assert len(clients.failed) <= n_kills
     print(
-        f"F03: {n_kills} kills, {clients.n_streams} streams, 0 hung; ready again after "
+        f"F03: {n_kills} kills, {clients.n_streams} streams, 0 hung, {len(clients.failed)} failed "
+        f"with engine_crash; ready again after "
         f"{took_ms[len(took_ms) // 2]:.0f} ms (median), {took_ms[-1]:.0f} ms (most); "
         f"longest pause of a stream {clients.longest_gap_s * 1e3:.0f} ms"
     )
@@ -120,7 +130,6 @@ def test_kills_under_sixteen_streams_hang_nobody_and_change_no_text(home: Home):
 def kill_and_time(home: Home, number: int) -> float:
     """Kill the engine while it works; return the ms until /health says that it is back."""
     wait_for(lambda: home.health()["running"] >= 8)
-    time.sleep(0.05)  # let every slot say something in each life of the engine
     os.kill(home.engine_pid(), signal.SIGKILL)
     began = time.monotonic()
     wait_for(lambda: home.health()["restarts"] == number)
@@ -134,7 +143,10 @@ class Clients:
     def __init__(self, home: Home, n_clients: int) -> None:
         self.n_streams = 0
         self.longest_gap_s = 0.0
+        self.failed: list[str] = []  # the text until then
         self.trouble: list[str] = []
+        self._numbers, self._ends = itertools.count(1), itertools.count(1)
+        self._n_ended = 0
         self._home = home
         self._enough = threading.Event()
         questions = [*home.expected] * (n_clients // len(home.expected))
@@ -144,12 +156,28 @@ class Clients:
 
     def _run(self, question: str) -> None:
         while not self._enough.is_set():
-            stream = self._home.stream(question, max_tokens=200, ignore_eos=True)
+            # No two bodies are the same: one that met two kills would be refused the third time.
+            self.n_streams = next(self._numbers)
+            fields = {"max_tokens": 200, "ignore_eos": True, "min_keep": self.n_streams}
+            stream = self._home.stream(question, **fields)
             self._watch(stream)
-            self.n_streams += 1
-            events = stream.events()
-            if events[-1] != "[DONE]" or text_of(events) != self._home.expected[question]:
-                self.trouble.append(f"{question} ended with {events[-1]}")
+            self._n_ended = next(self._ends)
+            try:
+                self._judge(stream)
+            except Exception as exc:  # told in `check`
+                self.trouble.append(repr(exc))
+
+    def _judge(self, stream: Stream) -> None:
+        """The whole text and [DONE], or the beginning of it and an error."""
+        whole = self._home.expected[stream.text]
+        *events, last = stream.events() if stream.status == 200 else [json.loads(stream.raw)]
+        text = text_of(events)
+        if last == "[DONE]":
+            assert text == whole
+        else:
+            assert last["error"]["code"] == "engine_crash"
+            assert whole.startswith(text)
+            self.failed.append(text)
 
     def _watch(self, stream: Stream) -> None:
         n_events, since = 0, time.monotonic()
@@ -159,6 +187,11 @@ class Clients:
                 self.longest_gap_s = max(self.longest_gap_s, time.monotonic() - since)
             if stream.n_events > n_events:
                 n_events, since = stream.n_events, time.monotonic()
+
+    def wait_for_ends(self, n_streams: int) -> None:
+        """Wait until so many more streams have ended."""
+        goal = self._n_ended + n_streams
+        wait_for(lambda: self._n_ended >= goal)
 
     def check(self) -> None:
         self._enough.set()
