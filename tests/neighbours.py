@@ -121,27 +121,31 @@ class Neighbour:
     def __init__(self, port: int, question: str, repeats: bool) -> None:
         self.question = question
         self.streams: list[Stream] = []
+        self.trouble: Exception | None = None
         self._port, self._repeats = port, repeats
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        while True:
-            fields = {"max_tokens": N_TOKENS, "ignore_eos": True}
-            stream = Stream(self._port, self.question, **fields)
-            self.streams.append(stream)
-            with suppress(Exception):  # judged in `texts`, in the test's thread
-                stream.events()
-            if stream.trouble or not self._repeats or self._enough.is_set():
-                return
+        try:
+            self._stream()
+            while self._repeats and not self._enough.is_set():
+                self._stream()
+        except Exception as exc:  # raised again by `texts`, in the test's thread
+            self.trouble = exc
+
+    def _stream(self) -> None:
+        stream = Stream(self._port, self.question, max_tokens=N_TOKENS, ignore_eos=True)
+        self.streams.append(stream)
+        stream.events()
 
     @property
     def n_events(self) -> int:
         return sum(stream.n_events for stream in self.streams)
 
     def has_begun(self) -> bool:
-        return bool(self.streams) and self.streams[0].has_begun()
+        return self.trouble is not None or (bool(self.streams) and self.streams[0].has_begun())
 
     def stop(self) -> None:
         self._enough.set()
@@ -150,6 +154,8 @@ class Neighbour:
     def texts(self) -> list[str]:
         """What each stream said; fails if one did not come to its proper end."""
         self.stop()
+        if self.trouble:
+            raise self.trouble
         all_events = [stream.events() for stream in self.streams]
         assert all(events[-1] == "[DONE]" for events in all_events), all_events[-1][-1]
         return [text_of(events) for events in all_events]
