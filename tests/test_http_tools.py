@@ -115,7 +115,8 @@ def test_a_keyword_that_is_only_checked_afterwards_is_a_warning(server):
     said = server.chat("Hello!", json_schema=schema)["warnings"]
     assert said[0].startswith("not at #")
     streamed = server.stream("Hello!", json_schema=schema)
-    assert [event["warnings"] for event in streamed if "warnings" in event] == [said]
+    # The plain answer may name a second one: that the finished text did not keep to it.
+    assert [event["warnings"] for event in streamed if "warnings" in event] == [said[:1]]
 
 
 @pytest.mark.parametrize("seed", range(5))
