@@ -5,7 +5,7 @@
     python3 igllama.py show model.gguf         say what a GGUF file is, without libllama
     python3 igllama.py --help                  every option (-h is the host)
 
-This file is the front door: options, routes, handlers, main. Everything else is in libloader/:
+This file is the front door: routes, handlers, commands, main. Everything else is in libloader/:
 
     errors core options   the error tree; plain values that every layer may hold; the flags
     abi/ llama/        find and prove a libllama; owners of its models, contexts, batches, samplers
@@ -14,6 +14,8 @@ This file is the front door: options, routes, handlers, main. Everything else is
     chat/ grammar/     messages -> prompt, model text -> message; schemas -> grammars
     constraint         what must be in an answer -> its grammar
     answers            the engine's events -> a plain or streamed answer
+    service            the process: settings, signals, start, drain, what is printed
+    engine_child       the engine's process, whole
     protocol/          the JSON of each API dialect, without sockets
     web/               the hardened http.server: limits, strict parsing, streams
 
@@ -28,21 +30,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import math
 import os
-import queue
 import random
-import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
-from libloader import __version__, core, errors, options
+from libloader import __version__, core, errors, options, service
 from libloader.answers import Collected, Streamed
 from libloader.chat import template as chat_template
 from libloader.chat.answer import answer_reader, keeps_special
@@ -50,20 +48,11 @@ from libloader.chat.message import MessageReader
 from libloader.constraint import Constraint, constraint
 from libloader.llama import gguf
 from libloader.protocol import chat, embeddings, fields, models, strict_json
-from libloader.supervise import child, launch
-from libloader.supervise.inline import InlineEngine
-from libloader.supervise.supervisor import Options as SupervisorOptions
-from libloader.supervise.supervisor import Supervisor
 from libloader.web import log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
 from libloader.web.server import Exchange, Server
-from libloader.web.settings import WebSettings
 
-LOG = logging.getLogger("igllama")
-CHILD_FLAG = "--engine-child"
-# What old builds of libllama lack and a user would miss; the rest is ours to work around.
-NOTEWORTHY = ("xtc", "dry", "top_n_sigma", "infill", "grammar_lazy", "backend_sampling")
 HTTP_STACK_BYTES = 4 << 20  # of each connection's thread; only touched pages count
 
 
@@ -111,7 +100,7 @@ def describe_error(exc: BaseException) -> Reply:
 class App:
     """The engine, the chat template and names. Handlers run in many threads and only read it."""
 
-    def __init__(self, flags: argparse.Namespace, engine: Supervisor | InlineEngine) -> None:
+    def __init__(self, flags: argparse.Namespace, engine: service.Engine) -> None:
         self.flags = flags
         self.engine = engine
         self.name = options.engine_settings(flags).alias
@@ -349,18 +338,18 @@ def serve(arguments: Sequence[str]) -> int:
         raise errors.UsageError(f"no model given; type: {options.USAGE}\n(--help lists the flags)")
     logs = log.start_logging(sys.stderr, flags.log_level.upper())
     gguf.read(flags.model)  # a broken file is one clear line before anything else happens
-    signals = listen_for_signals()
-    app = App(flags, make_engine(flags))
+    signals = service.listen_for_signals()
+    app = App(flags, service.make_engine(flags))
     threading.stack_size(HTTP_STACK_BYTES)
-    listening = sockets.inherited_sockets(os.environ) or addresses(flags)
-    server = Server(listening, bind_routes(app), web_settings(flags), describe_error)
+    listening = sockets.inherited_sockets(os.environ) or service.addresses(flags)
+    server = Server(listening, bind_routes(app), service.web_settings(flags), describe_error)
     try:
         server.start()
-        if start_engine(app, signals):
+        if service.start_engine(app.engine, signals):
             app.template()  # a broken one is said now, not to the first client
-            print(start_block(app, server.urls), flush=True)
+            print(service.start_block(app.name, app.info(), flags, server.urls), flush=True)
             notify("READY=1", os.environ)
-            run_until_signalled(app, server, signals)
+            service.run_until_signalled(flags, app.engine, server, signals)
         return 0
     finally:
         app.engine.stop()
@@ -368,174 +357,11 @@ def serve(arguments: Sequence[str]) -> int:
         logs.stop()
 
 
-def make_engine(flags: argparse.Namespace) -> Supervisor | InlineEngine:
-    settings = options.engine_settings(flags)
-    if flags.isolation == "none":
-        return InlineEngine(settings, build_engine)
-    command = [*launch.python_command(os.path.abspath(sys.argv[0])), CHILD_FLAG]
-    test_mode = os.environ.get("IGLLAMA_TEST_MODE") == "1"
-    return Supervisor(settings, SupervisorOptions(command=command, test_mode=test_mode))
-
-
-def build_engine(*arguments: Any) -> Any:
-    """engine.build.build_engine, imported late: the front process never loads libllama."""
-    from libloader.engine import build
-
-    return build.build_engine(*arguments)
-
-
-def run_child(arguments: Sequence[str]) -> int:
-    return child.main(arguments, build_engine)
-
-
 def bind_routes(app: App) -> dict[tuple[str, str], Callable[[Exchange], None]]:
     def bound(handler: Handler) -> Callable[[Exchange], None]:
         return lambda exchange: handler(app, exchange)
 
     return {route: bound(handler) for route, handler in ROUTES.items()}
-
-
-def addresses(flags: argparse.Namespace) -> list[str]:
-    """Addresses as the web layer takes them: host:port, [v6]:port, unix:/path."""
-
-    def one(host: str) -> str:
-        if host.startswith("unix:"):
-            return host
-        return f"[{host}]:{flags.port}" if ":" in host else f"{host}:{flags.port}"
-
-    return [one(host) for host in flags.host]
-
-
-def web_settings(flags: argparse.Namespace) -> WebSettings:
-    return WebSettings(
-        api_keys=api_keys(flags),
-        cors_origins=tuple(flags.cors_origin) or ("*",),
-        allowed_hosts=tuple(flags.allowed_host),
-        ssl_cert_file=flags.ssl_cert_file,
-        ssl_key_file=flags.ssl_key_file,
-    )
-
-
-def api_keys(flags: argparse.Namespace) -> tuple[str, ...]:
-    """Keys from the flags and the key file, one a line; `#` begins a comment line."""
-    keys = list(flags.api_key)
-    if flags.api_key_file:
-        try:
-            lines = Path(flags.api_key_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise errors.UsageError(f"--api-key-file {flags.api_key_file}: {exc}") from None
-        keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not keys:
-            raise errors.UsageError(f"--api-key-file {flags.api_key_file} holds no key")
-    return tuple(keys)
-
-
-def listen_for_signals() -> queue.SimpleQueue[int]:
-    """Signals arrive as numbers on a queue: SimpleQueue.put is safe inside a signal handler."""
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: signals.put(number))
-    return signals
-
-
-def is_hangup(number: int) -> bool:
-    return number == getattr(signal, "SIGHUP", None)
-
-
-def next_signal(signals: queue.SimpleQueue[int], timeout_s: float) -> int | None:
-    try:
-        return signals.get(timeout=timeout_s)
-    except queue.Empty:
-        return None
-
-
-def start_engine(app: App, signals: queue.SimpleQueue[int]) -> bool:
-    """Load the model while signals are heard; False if one ended us. StartError if it cannot be."""
-    outcome: queue.SimpleQueue[errors.IgllamaError | None] = queue.SimpleQueue()
-
-    def start() -> None:
-        try:
-            app.engine.start()
-            outcome.put(None)
-        except errors.IgllamaError as exc:
-            outcome.put(exc)
-
-    threading.Thread(target=start, name="start", daemon=True).start()
-    while outcome.empty():
-        number = next_signal(signals, 0.05)
-        if number is not None and not is_hangup(number):
-            return False
-    error = outcome.get()
-    if error is not None:
-        raise error
-    return True
-
-
-def run_until_signalled(app: App, server: Server, signals: queue.SimpleQueue[int]) -> None:
-    """SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the key file again."""
-    while True:
-        number = next_signal(signals, 1.0)
-        if number is None:
-            continue
-        if is_hangup(number):
-            reload_keys(app, server)
-            continue
-        drain(app, server, signals)
-        return
-
-
-def drain(app: App, server: Server, signals: queue.SimpleQueue[int]) -> None:
-    notify("STOPPING=1", os.environ)
-    server.stop_accepting()
-    drained = threading.Thread(
-        target=app.engine.drain, args=(app.flags.drain_timeout,), daemon=True
-    )
-    drained.start()
-    while drained.is_alive():
-        number = next_signal(signals, 0.05)
-        if number is not None and not is_hangup(number):
-            return
-
-
-def reload_keys(app: App, server: Server) -> None:
-    try:
-        server.set_api_keys(api_keys(app.flags))
-    except errors.UsageError as exc:
-        LOG.error("kept the old API keys: %s", exc)
-
-
-def start_block(app: App, urls: Sequence[str]) -> str:
-    """What is printed once the model is loaded: one readable block, ending in a line to paste."""
-    info = app.info()
-    url = urls[0]
-    rows = (
-        ("library", f"{info.library_release}  {info.library_path}"),
-        ("layout", info.library_layout),
-        ("backends", f"{', '.join(info.backends)}; {info.n_threads} threads"),
-        ("model", f"{app.name}  {info.architecture}, {info.n_params / 1e6:,.1f}M parameters"),
-        ("context", f"{info.n_ctx_slot} tokens in each of {info.n_slots} slots"),
-        ("memory", memory_text(info, app.flags)),
-        ("lacks", ", ".join(name for name in info.missing if name in NOTEWORTHY)),
-        ("listening", " ".join(urls)),
-    )
-    lines = [f"igllama {__version__} is ready ({info.load_ms / 1000:.1f} s)"]
-    lines += [f"  {title:<10} {text}" for title, text in rows if text]
-    body = '{"messages":[{"role":"user","content":"Hello!"}]}'
-    lines += ["", f"  curl {url}/v1/chat/completions -d '{body}'"]
-    return "\n".join(lines)
-
-
-def memory_text(info: core.ModelInfo, flags: argparse.Namespace) -> str:
-    """Where memory goes, what we take beyond the model included: no hidden gigabytes."""
-    parts = [
-        f"model {info.size_bytes / 2**20:.0f} MiB",
-        f"KV cache {info.kv_bytes / 2**20:.0f} MiB",
-        f"saved prefixes up to {flags.cache_ram} MiB",
-    ]
-    if flags.cache_dir:
-        parts.append(f"and up to {flags.cache_disk} MiB in {flags.cache_dir}")
-    return ", ".join(parts)
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -562,7 +388,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "--help": print_help,
     "help": print_help,
     "--version": print_version,
-    CHILD_FLAG: run_child,
 }
 
 

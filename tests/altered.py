@@ -25,16 +25,20 @@ with contextlib.suppress(ImportError):  # missing on Windows
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import igllama  # noqa: E402
+from libloader import engine_child, service  # noqa: E402
 from libloader.llama import context  # noqa: E402
+from libloader.supervise import launch  # noqa: E402
 from libloader.supervise.limits import Limits  # noqa: E402
 
 OUTWARD = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr",
            "socket.sendto")  # fmt: skip
+CHILD = "--engine-child"
 
 
 def alter(figures: dict[str, Any]) -> None:
-    igllama.SupervisorOptions = functools.partial(
-        igllama.SupervisorOptions,
+    service.child_command = lambda: [*launch.python(), str(Path(__file__).resolve()), CHILD]
+    service.SupervisorOptions = functools.partial(
+        service.SupervisorOptions,
         limits=Limits(**figures.get("limits", {})),
         memory_limit_bytes=figures.get("memory_limit_bytes", 0),
     )
@@ -58,4 +62,4 @@ def forbid_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 if __name__ == "__main__":
     alter(json.loads(os.environ.get("IGLLAMA_ALTERED", "{}")))
-    sys.exit(igllama.main())
+    sys.exit(engine_child.main(sys.argv) if CHILD in sys.argv else igllama.main())

@@ -32,9 +32,10 @@ from neighbours import (
     vitals,
     wait_for,
 )
-from serving import ROOT, events_of, text_of
+from serving import events_of, text_of
 
 from libloader import core, errors
+from libloader.supervise import launch
 from libloader.supervise.supervisor import Options, Supervisor
 
 pytestmark = [
@@ -350,7 +351,7 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 
 
 def how_it_starts(model: str) -> str:
-    command = [sys.executable, str(ROOT / "igllama.py"), "--engine-child"]
+    command = launch.module_command("libloader.engine_child")
     settings = core.EngineSettings(model=model, n_ctx=64, n_parallel=1, n_threads=1)
     supervisor = Supervisor(settings, Options(command))
     try:

@@ -27,6 +27,9 @@ MAY_IMPORT = {
     # These two compose what the layers below do not know of each other.
     "constraint": {"errors", "core", "chat", "grammar", "protocol"},
     "answers": {"errors", "core", "chat", "protocol", "web"},
+    "service": {"errors", "core", "options", "engine", "supervise", "web"},
+    # What the child imports, every restart pays for.
+    "engine_child": {"engine", "supervise"},
 }
 ONLY_IN = {
     "ctypes": {"abi", "llama", "supervise"},

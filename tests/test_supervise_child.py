@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 from supervise_fakes import TESTS, ask, command, send, supervisor, wait_for
@@ -192,12 +193,45 @@ def test_a_malformed_fault_is_refused(text):
 def test_the_child_runs_with_the_interpreter_flags_of_the_front():
     code = (
         f"import sys; sys.path.insert(0, {str(TESTS.parent)!r});"
-        "from libloader.supervise.launch import python_command; print(python_command('x.py')[1:])"
+        "from libloader.supervise.launch import module_command; print(*module_command('m'))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-O", "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "['-I', '-E', '-s', '-S', '-O', 'x.py']"
+    assert done.stdout.startswith(f"{sys.executable} -I -E -s -S -O -c ")
+    assert done.stdout.endswith(f"{TESTS.parent} m\n")
+
+
+def test_the_child_imports_the_engine_and_no_part_of_the_front():
+    code = "import libloader.engine_child, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent
+    )
+    loaded = done.stdout.split()
+    front = {"web", "chat", "grammar", "protocol", "answers", "constraint", "service", "options"}
+    assert "libloader.engine.engine" in loaded
+    assert {f"libloader.{name}" for name in front} & set(loaded) == set()
+    assert {"http", "http.server", "ssl", "argparse", "igllama"} & set(loaded) == set()
+
+
+def test_a_module_of_a_zip_runs_from_anywhere(tmp_path):
+    archive = tmp_path / "one file"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in TESTS.parent.joinpath("libloader").rglob("*.py"):
+            file.write(path, path.relative_to(TESTS.parent).as_posix())
+        file.writestr("libloader/said.py", "def main(arguments):\n    print(*arguments)\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "importlib.py").write_text("raise SystemExit('read from the working folder')")
+    code = (
+        "import sys; sys.path.insert(0, 'one file');"
+        "from libloader.supervise.launch import module_command as c; import subprocess;"
+        "subprocess.run([*c('libloader.said'), 'address'], cwd='elsewhere')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "address\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import sys
 import time
 
 import pytest
-from serving import POCKET, ROOT
+from serving import POCKET
 from supervise_fakes import QUICK, Client, send, wait_for
 
 from libloader import core, errors
+from libloader.supervise import launch
 from libloader.supervise.limits import Limits
 from libloader.supervise.supervisor import Options, Supervisor
 
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
 ]
 
-COMMAND = [sys.executable, str(ROOT / "igllama.py"), "--engine-child"]
+COMMAND = launch.module_command("libloader.engine_child")
 GREEDY = core.Sampling(temperature=0)
 # What the model is sure of: a batch of another shape sums in another order, and may only turn a
 # near tie. Long enough that all run at once.

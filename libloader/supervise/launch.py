@@ -4,7 +4,7 @@ Both ends are here because they must agree on the address, one word of the comma
 `read,write,parent,breadcrumb` (fds on POSIX; handles, and a name for the breadcrumb, on Windows).
 
 Laws:
-- The child is spawned, never forked: a new interpreter runs the same file.
+- The child is spawned, never forked: a new interpreter reads its module from the same file.
 - It inherits the two pipe ends and the breadcrumb, and nothing else: no client's socket.
 - Its stdout and stderr are one pipe that ends in this process's log; native code may print what it
   likes there.
@@ -22,6 +22,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import libloader
 from libloader.supervise import channel, lifetime
 from libloader.supervise.blame import Exit, describe_exit
 from libloader.supervise.breadcrumb import Breadcrumb
@@ -44,13 +45,31 @@ _FLAGS = (
 )
 
 
-def python_command(script: str) -> list[str]:
-    """Return the command that runs `script` (a file or a zipapp) as we are run ourselves."""
+# By default -c would import from the folder where the user happens to be: not from there.
+_RUN_MODULE = """\
+import sys
+sys.path[:] = [sys.argv[1], *filter(None, sys.path)]
+import importlib
+sys.exit(importlib.import_module(sys.argv[2]).main(sys.argv[3:]))
+"""
+
+
+def module_command(name: str) -> list[str]:
+    """Return the command that runs `main` of one of our modules, in an interpreter like ours.
+
+    It is read from where this process read it: a folder, or a single file that is a zip.
+    """
+    (package,) = libloader.__path__  # the import system's own word; right in a zip as well
+    home = os.path.dirname(os.path.abspath(package))
+    return [*python(), "-c", _RUN_MODULE, home, name]
+
+
+def python() -> list[str]:
     flags = [option for name, option in _FLAGS if getattr(sys.flags, name)]
     if sys.flags.optimize:
         flags.append("-" + "O" * sys.flags.optimize)
     python = sys.executable or os.path.realpath("/proc/self/exe")  # "" if started without a PATH
-    return [python, *flags, *(["-X", "utf8"] if sys.flags.utf8_mode else []), script]
+    return [python, *flags, *(["-X", "utf8"] if sys.flags.utf8_mode else [])]
 
 
 # --- the child's end ---------------------------------------------------------------------------
