@@ -68,7 +68,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One piece of work for the engine. `kind` is generate, embed, tokenize or detokenize."""
+    """One piece of work for the engine.
+
+    `kind` is generate, choose (one of `labels`), dry_run, embed, tokenize or detokenize.
+    """
 
     id: str
     kind: str
@@ -82,6 +85,7 @@ class Request:
     deadline_s: float = 0.0  # seconds from submit, over queue, prefill and decode; 0 = none
     fair_key: str = ""  # who asks: round-robin between these
     keep_special: bool = False  # put control tokens' text into the answer
+    labels: tuple[str, ...] = ()  # of a choose request: what the answer may be
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
     resume: tuple[tuple[int, ...], ...] = ()
 
@@ -109,12 +113,16 @@ class TokenEvent(NamedTuple):
 
 
 class ChoiceDone(NamedTuple):
-    """The end of one choice. `reason` is stop or length; `stop` the string that hit, if any."""
+    """The end of one choice. `reason` is stop or length; `stop` the string that hit, if any.
+
+    `label_logprobs` are a choose request's: how likely the model writes each of its labels.
+    """
 
     request_id: str
     index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
     reason: str
     stop: str | None = None
+    label_logprobs: tuple[float, ...] = ()
 
 
 class EmbeddingEvent(NamedTuple):
@@ -134,6 +142,16 @@ class TokensEvent(NamedTuple):
     tokens: tuple[int, ...]
     pieces: tuple[str, ...]
     text: str
+
+
+class DryRunEvent(NamedTuple):
+    """What a prompt would meet. `cached` has (level, tokens known there): kv, ram or disk."""
+
+    request_id: str
+    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
+    n_prompt: int
+    n_ctx: int  # tokens that one sequence can hold
+    cached: tuple[tuple[str, int], ...]
 
 
 class ProgressEvent(NamedTuple):
@@ -161,7 +179,14 @@ class RequestFailed(NamedTuple):
 
 
 Event = Union[
-    TokenEvent, ChoiceDone, EmbeddingEvent, TokensEvent, ProgressEvent, RequestDone, RequestFailed
+    TokenEvent,
+    ChoiceDone,
+    EmbeddingEvent,
+    TokensEvent,
+    DryRunEvent,
+    ProgressEvent,
+    RequestDone,
+    RequestFailed,
 ]
 
 # Tags of events on the pipe; an event travels as [tag, field, field, ...].
@@ -170,6 +195,7 @@ EVENT_TAGS: dict[str, type[Any]] = {
     "c": ChoiceDone,
     "e": EmbeddingEvent,
     "k": TokensEvent,
+    "y": DryRunEvent,
     "p": ProgressEvent,
     "d": RequestDone,
     "f": RequestFailed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -208,6 +209,14 @@ class FakeContext:
         top = [(other, -float(rank)) for rank, other in enumerate(ranked[:n_top])]
         return -float(ranked.index(token)), top
 
+    def logprobs_of(
+        self, row: int, tokens: Sequence[int], n_top: int
+    ) -> tuple[list[float], list[tuple[int, float]]]:
+        """Chances by a hash of the past: they are below 1 in sum, whatever the tokens."""
+        past = self.rows[row]
+        own = [fake_logprob(past, token) for token in tokens]
+        return own, self.logprobs(row, 0, n_top)[1]
+
     def embeddings_seq(self, seq_id: int) -> array[float]:
         past = self.cells[seq_id][-1].past
         return array("f", [float(past & 0xFF), float(past >> 8 & 0xFF), 1.0])
@@ -235,6 +244,11 @@ class FakeContext:
 def default_next_token(past: int) -> int:
     """Any token but control tokens; about one in forty ends the sequence."""
     return EOS if past % 40 == 0 else past % 256 if past % 3 else 260 + past % (len(PIECES) - 260)
+
+
+def fake_logprob(past: int, token: int) -> float:
+    """Return a log probability for `token` after `past`; over all tokens they sum up below 1."""
+    return math.log((1 + after(past, token) % 1000) / 1000 / len(PIECES))
 
 
 def never_ending(past: int) -> int:

@@ -25,6 +25,7 @@ from typing import Any, Callable
 
 from libloader.core import (
     ChoiceDone,
+    DryRunEvent,
     EngineSettings,
     Event,
     ModelInfo,
@@ -35,6 +36,7 @@ from libloader.core import (
     TokenEvent,
     TokensEvent,
 )
+from libloader.engine.choosing import Choosing, Walk
 from libloader.engine.decoding import Decoding
 from libloader.engine.embedder import Embedder, Input
 from libloader.engine.ports import (
@@ -48,7 +50,7 @@ from libloader.engine.ports import (
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.scheduler import Scheduler
-from libloader.engine.sequence import LENGTH, LiveRequest, Sequence
+from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
 from libloader.engine.speculate import Lookup
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
@@ -234,6 +236,34 @@ class Engine:
             else:
                 self._end(sequence)
 
+    def _begin_choose(self, request: Request) -> None:
+        """Read the prompt once, and behind it what tells the labels apart; see choosing.py."""
+        if not self._can_generate:
+            raise FieldUnsupported("this model makes embeddings; it cannot write text")
+        self._check_queue(request)
+        (prompt,) = map(self._reader.read, request.prompts)
+        choosing = Choosing(request, [self._reader.spellings(text) for text in request.labels])
+        longest = len(prompt) + max(len(walk.nodes) for walk in choosing.walks)
+        if longest > self.n_ctx_slot:
+            raise too_long(f"{longest} tokens with its longest choice", self.n_ctx_slot)
+        live = self._enter(request, [prompt], len(choosing.walks))
+        live.choosing = choosing
+        for index, walk in enumerate(choosing.walks):
+            sequence = Sequence(live, index, prompt, len(prompt) + len(walk.nodes))
+            sequence.chain = walk
+            sequence.is_counted = index > 0
+            sequence.number = self._n_arrived = self._n_arrived + 1
+            live.sequences.append(sequence)
+            self._scheduler.waiting.push(sequence)
+
+    def _begin_dry_run(self, request: Request) -> None:
+        for index, prompt in enumerate(request.prompts):
+            tokens = self._reader.count(prompt)
+            known = self._scheduler.cache.known(tokens) if request.cache_prompt else ("kv", 0)
+            event = DryRunEvent(request.id, index, len(tokens), self.n_ctx_slot, (known,))
+            self._events.append(event)
+        self._finish(LiveRequest(request, self._clock()))
+
     def _begin_embed(self, request: Request) -> None:
         self._check_queue(request)
         limit = self._embedder.n_input_max()
@@ -361,6 +391,9 @@ class Engine:
             if not live.is_seated:
                 self.on_failure(live, self._queue_full("the request's time ran out in the queue"))
                 continue
+            if live.choosing is not None:
+                self.on_failure(live, self._queue_full("the time ran out among the choices"))
+                continue
             for sequence in live.sequences:
                 if not sequence.reason:
                     self._end_early(sequence)
@@ -381,6 +414,9 @@ class Engine:
         """Make an event of each token, up to the one that ends the choice."""
         live = sequence.live
         self._note_token(sequence)
+        if live.choosing is not None:
+            self._walk_on(sequence, live.choosing, tokens, row)
+            return
         self._breadcrumb("detok", live.request.id, self._decoding.step)
         try:
             for each_row, token in enumerate(tokens, row):
@@ -416,7 +452,39 @@ class Engine:
 
     def on_no_room(self, sequence: Sequence) -> None:
         """End a choice that alone fills all there is."""
-        self._end_early(sequence)
+        if sequence.live.choosing is not None:
+            self.on_failure(sequence.live, too_long("too many tokens", self.n_ctx_slot))
+        else:
+            self._end_early(sequence)
+
+    def _walk_on(self, sequence: Sequence, choosing: Choosing, tokens: list[int], row: int) -> None:
+        """Read the nodes that these rows belong to; the last walk of all brings the answer."""
+        live, walk = sequence.live, sequence.chain
+        assert isinstance(walk, Walk)
+        first = walk.depth - len(tokens)
+        try:
+            for offset, token in enumerate(tokens):
+                node = walk.nodes[first + offset]
+                choosing.read(node, self._context, row + offset, self._piece_text)
+                if token >= 0:
+                    sequence.tokens.append(token)
+            if walk.depth < len(walk.nodes):
+                return
+            if live.n_open == 1:
+                self._events += choosing.events()
+        except IgllamaError as error:
+            self.on_failure(live, error)
+            return
+        self._end_walk(sequence)
+
+    def _end_walk(self, sequence: Sequence) -> None:
+        """The slot keeps the prompt alone: who comes next shares that, not this label."""
+        slots, slot = self._scheduler.slots, sequence.slot
+        sequence.reason = STOP
+        if slot is not None and slots.can_cut and len(slot.tokens) > sequence.n_prompt:
+            slots.truncate(slot, sequence.n_prompt)
+        self._unseat(sequence)
+        self._close_one(sequence.live)
 
     def _end_early(self, sequence: Sequence) -> None:
         """End a choice between two tokens: what was generated until now is its answer."""
@@ -483,6 +551,8 @@ class Engine:
 
 _BEGIN: dict[str, Callable[[Engine, Request], None]] = {
     "generate": Engine._begin_generate,
+    "choose": Engine._begin_choose,
+    "dry_run": Engine._begin_dry_run,
     "embed": Engine._begin_embed,
     "tokenize": Engine._begin_tokenize,
     "detokenize": Engine._begin_detokenize,

@@ -61,6 +61,18 @@ class PrefixCache:
         known = max((_known(holder, n, sequence) for holder in holders), key=_worth, default=None)
         return known if known is not None and known.n_soon > 0 else None
 
+    def known(self, tokens: list[int]) -> tuple[str, int]:
+        """Return the level and how many of the tokens but the last it has now. Changes nothing."""
+        n, holders = self._tree.longest(tokens[:-1])
+        found = [self._held(holder, n) for holder in holders]
+        return max(found, key=lambda known: (known[1], known[0] == "kv"), default=("kv", 0))
+
+    def _held(self, holder: Holder, n: int) -> tuple[str, int]:
+        is_whole = n >= len(holder.tokens)
+        if not is_whole and not self.slots.can_cut:
+            n = 0
+        return "kv" if isinstance(holder, Slot) else holder.level, min(n, len(holder.tokens))
+
     def choose_slot(self, known: Known | None) -> Slot:
         """Return the idle slot to use: the one with the prefix if nothing in it is lost by that."""
         idle = self.slots.idle()

@@ -60,6 +60,23 @@ class PromptReader:
             tokens += self._vocab.tokenize(text, add_special, parse_special)
         return tokens
 
+    def count(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's tokens as `read` does, however many, unless its bytes tell enough."""
+        if prompt.tokens is None:
+            self._check_bytes(prompt.segments)
+        tokens = self.tokenize(prompt)
+        return tokens or ([self._vocab.bos] if self._vocab.bos >= 0 else [])
+
+    def spellings(self, text: str) -> list[list[int]]:
+        """Return the tokens of an answer that is `text`: exactly, and as at a text's beginning.
+
+        They differ where the vocabulary puts a space before the first word of a text.
+        """
+        line, both = (self._vocab.tokenize(each, False, False) for each in ("\n", "\n" + text))
+        as_first = self._vocab.tokenize(text, False, False)
+        exact = both[len(line) :] if both[: len(line)] == line else as_first
+        return [exact] if exact == as_first else [exact, as_first]
+
     def text_of(self, tokens: tuple[int, ...]) -> str:
         pieces = [self._vocab.piece(token, True) for token in self._checked(tokens, "tokens")]
         return b"".join(pieces).decode("utf-8", "replace")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from libloader.core import Request
+from libloader.engine.choosing import Choosing
 from libloader.engine.detokenizer import Detokenizer
 from libloader.engine.ports import ChainPort
 from libloader.engine.prefix_store import Loading
@@ -102,7 +103,7 @@ class LiveRequest:
 
     __slots__ = (
         "request", "sequences", "n_open", "submitted_s", "deadline_s", "seated_s",
-        "first_token_s", "n_prompt", "n_cached", "n_computed",
+        "first_token_s", "n_prompt", "n_cached", "n_computed", "choosing",
     )  # fmt: skip
 
     def __init__(self, request: Request, now_s: float) -> None:
@@ -116,6 +117,7 @@ class LiveRequest:
         self.n_prompt = 0  # each prompt counted once, whatever n is
         self.n_cached = 0  # of n_prompt, not computed
         self.n_computed = 0  # prompt tokens decoded, over all choices
+        self.choosing: Choosing | None = None  # what the sequences of a choose request find out
 
     @property
     def is_seated(self) -> bool:
@@ -124,4 +126,6 @@ class LiveRequest:
 
     @property
     def n_completion(self) -> int:
+        if self.choosing is not None:
+            return self.choosing.n_completion
         return sum(sequence.n_completion for sequence in self.sequences)

@@ -102,8 +102,10 @@ class LogprobReader(Handle):
         self._lib.llama_sampler_free(self._top_k)
         self._lib.llama_sampler_free(softmax)
 
-    def read(self, logits: Any, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """Return the log probability of `token`, and (id, logprob) of the likeliest, best first.
+    def read(
+        self, logits: Any, tokens: Iterable[int], n_top: int
+    ) -> tuple[list[float], list[tuple[int, float]]]:
+        """Return the log probability of each token, and (id, logprob) of the likeliest, best first.
 
         These are the model's own, before any sampler: log p = logit - log(sum of e^logits), and
         the sum is known from the likeliest token, whose p is never too small for a float.
@@ -118,4 +120,4 @@ class LogprobReader(Handle):
             raise NanLogits("the model produced no finite numbers for the next token")
         log_sum = highest - math.log(p)
         top = [(each, logit - log_sum) for each, logit, _ in entries[:n_top]]
-        return logits[token] - log_sum, top
+        return [logits[token] - log_sum for token in tokens], top

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from libloader.core import EngineSettings
@@ -173,9 +174,16 @@ class Context(Handle):
 
         The model's own, before any sampler; `n_top` is at most 20. Some ms on a large vocabulary.
         """
+        own, top = self.logprobs_of(row, (token,), n_top)
+        return own[0], top
+
+    def logprobs_of(
+        self, row: int, tokens: Sequence[int], n_top: int
+    ) -> tuple[list[float], list[tuple[int, float]]]:
+        """As `logprobs`, of several tokens: hardly more work than of one."""
         if self._logprobs is None:
             self._logprobs = LogprobReader(self._lib, self.model.vocab.n_tokens, self)
-        return self._logprobs.read(self.logits_pointer(row), token, n_top)
+        return self._logprobs.read(self.logits_pointer(row), tokens, n_top)
 
     def embeddings_seq(self, seq_id: int) -> array[float]:
         """Return a copy of the pooled vector of a sequence, not normalised; n_embd floats.

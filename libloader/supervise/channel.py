@@ -106,9 +106,10 @@ _NUMBER = (int, float)
 # What each event's fields must be, after its tag; the ids inside are the ledger's to check.
 _EVENT_FIELDS: dict[str, tuple[Any, ...]] = {
     "t": (str, int, str, list, (list, type(None))),
-    "c": (str, int, str, (str, type(None))),
+    "c": (str, int, str, (str, type(None)), list),
     "e": (str, int, str, int),
     "k": (str, int, list, list, str),
+    "y": (str, int, int, int, list),
     "p": (str, int, int, int),
     "d": (str, list, dict),
     "f": (str, dict),
