@@ -47,7 +47,7 @@ from libloader.chat.answer import answer_reader, keeps_special
 from libloader.chat.message import MessageReader
 from libloader.constraint import Constraint, constraint
 from libloader.llama import gguf
-from libloader.protocol import chat, embeddings, fields, models, strict_json
+from libloader.protocol import chat, embeddings, fields, models, rerank, strict_json
 from libloader.web import log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
@@ -247,28 +247,56 @@ def submit(
 
     In this order: a client that is gone already must cancel what the engine knows of.
     """
+    if request.kind == "generate" and not app.info().generates:
+        raise errors.FieldUnsupported(
+            "this model makes embeddings, it cannot write text: POST /v1/embeddings", param="model"
+        )
     app.engine.submit(request, deliver)
     exchange.on_gone(lambda: app.engine.cancel(request.id))
 
 
 def create_embeddings(app: App, exchange: Exchange) -> None:
-    call = embeddings.read_request(
-        strict_json.parse_object(exchange.body),
-        n_embd=app.info().n_embd,
-        strict=is_strict(exchange),
-    )
+    body, info = strict_json.parse_object(exchange.body), app.info()
+    strict = is_strict(exchange)
+    call = embeddings.read_request(body, n_embd=info.n_embd, pooling=info.pooling, strict=strict)
+    vectors, n_prompt = embed(app, exchange, call.prompts)
+    answer = embeddings.answer(call, vectors, model=app.name, n_prompt=n_prompt)
+    exchange.reply_json(answer, headers=ignored_headers(call.ignored))
+
+
+def create_native_embeddings(app: App, exchange: Exchange) -> None:
+    """llama-server's own endpoint: the only one with a vector for each token."""
+    body, info = strict_json.parse_object(exchange.body), app.info()
+    call = embeddings.read_native(body, pooling=info.pooling, strict=is_strict(exchange))
+    vectors, _ = embed(app, exchange, call.prompts, raw_vectors=True)
+    answer = embeddings.native_answer(call, vectors, n_embd=info.n_embd, pooling=info.pooling)
+    exchange.reply_json(answer, headers=ignored_headers(call.ignored))
+
+
+def rerank_documents(app: App, exchange: Exchange) -> None:
+    body, info = strict_json.parse_object(exchange.body), app.info()
+    call = rerank.read_request(body, pooling=info.pooling, strict=is_strict(exchange))
+    scores, n_prompt = embed(app, exchange, rerank.prompts(call, info.rerank_template))
+    answer = rerank.answer(call, scores, model=app.name, n_prompt=n_prompt)
+    exchange.reply_json(answer, headers=ignored_headers(call.ignored))
+
+
+def embed(
+    app: App, exchange: Exchange, prompts: tuple[core.Prompt, ...], *, raw_vectors: bool = False
+) -> tuple[list[str], int]:
+    """Let the engine embed or rank `prompts`; return base64 vectors and the number of tokens."""
     request = core.Request(
         id="embd-" + uuid.uuid4().hex,
         kind="embed",
-        prompts=call.prompts,
+        prompts=prompts,
+        raw_vectors=raw_vectors,
         deadline_s=app.flags.timeout,
         fair_key=exchange.api_key,
     )
-    collected = Collected(len(call.prompts))
+    collected = Collected(len(prompts))
     submit(app, exchange, request, collected.deliver)
-    last = collected.wait()
-    body = embeddings.answer(call, collected.vectors, model=app.name, n_prompt=last.usage.n_prompt)
-    exchange.reply_json(body, headers=ignored_headers(call.ignored))
+    n_prompt = collected.wait().usage.n_prompt
+    return collected.vectors, n_prompt
 
 
 def get_health(app: App, exchange: Exchange) -> None:
@@ -319,6 +347,7 @@ Python: OpenAI(base_url="{url}/v1", api_key="none")
 """
 
 Handler = Callable[[App, Exchange], None]
+RERANK_PATHS = ("/v1/rerank", "/v1/reranking", "/rerank", "/reranking")
 ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/"): get_help,
     ("GET", "/health"): get_health,
@@ -326,6 +355,9 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/models/{id}"): get_model,
     ("POST", "/v1/chat/completions"): chat_completions,
     ("POST", "/v1/embeddings"): create_embeddings,
+    ("POST", "/embeddings"): create_native_embeddings,
+    ("POST", "/embedding"): create_native_embeddings,
+    **{("POST", path): rerank_documents for path in RERANK_PATHS},
 }
 
 # ---- commands ----

@@ -30,6 +30,7 @@ class Prompt:
     segments: tuple[tuple[str, bool], ...] = ()
     tokens: tuple[int, ...] | None = None
     add_special: bool = True  # add BOS/EOS where the vocabulary says so
+    is_pair: bool = False  # the two segments are a question and a text, for a model that ranks
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Request:
     fair_key: str = ""  # who asks: round-robin between these
     keep_special: bool = False  # put control tokens' text into the answer
     labels: tuple[str, ...] = ()  # of a choose request: what the answer may be
+    raw_vectors: bool = False  # embeddings as the model made them, not brought to length 1
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
     resume: tuple[tuple[int, ...], ...] = ()
 
@@ -126,7 +128,11 @@ class ChoiceDone(NamedTuple):
 
 
 class EmbeddingEvent(NamedTuple):
-    """One pooled, L2-normalised vector: little-endian float32 in base64, as the wire wants it."""
+    """One input's vector: little-endian float32 in base64, as the wire wants it.
+
+    Pooled and of length 1; but as they are the scores of a model that ranks (pooling rank), and the
+    vectors of all tokens in a row (pooling none).
+    """
 
     request_id: str
     index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
@@ -245,6 +251,9 @@ class ModelInfo:
     n_params: int = 0
     n_vocab: int = 0
     n_embd: int = 0
+    generates: bool = True  # False: it only makes embeddings
+    pooling: str = ""  # of its embeddings: none, mean, cls, last or rank
+    rerank_template: str = ""  # how it wants {query} and {document} put together
     n_ctx_train: int = 0
     n_ctx: int = 0  # cells of the KV cache over all slots
     n_ctx_slot: int = 0  # tokens that one sequence can hold

@@ -189,9 +189,18 @@ def start_block(
     )
     lines = [f"igllama {__version__} is ready ({info.load_ms / 1000:.1f} s)"]
     lines += [f"  {title:<10} {text}" for title, text in rows if text]
-    body = '{"messages":[{"role":"user","content":"Hello!"}]}'
-    lines += ["", f"  curl {url}/v1/chat/completions -d '{body}'"]
+    path, body = first_request(info)
+    lines += ["", f"  curl {url}{path} -d '{body}'"]
     return "\n".join(lines)
+
+
+def first_request(info: core.ModelInfo) -> tuple[str, str]:
+    """Path and body of something that this model can answer."""
+    if info.generates:
+        return "/v1/chat/completions", '{"messages":[{"role":"user","content":"Hello!"}]}'
+    if info.pooling == "rank":
+        return "/v1/rerank", '{"query":"Hello!","documents":["Hi!","Bye!"]}'
+    return ("/embedding" if info.pooling == "none" else "/v1/embeddings"), '{"input":"Hello!"}'
 
 
 def memory_text(info: core.ModelInfo, flags: argparse.Namespace) -> str:

@@ -71,6 +71,9 @@ class FakeVocab:
     def is_eog(self, token: int) -> bool:
         return token in (EOS, IM_END)
 
+    def pair(self, first: list[int], second: list[int]) -> list[int]:
+        return [BOS, *first, EOS, *second, EOS]
+
     def _control_at(self, data: bytes) -> int | None:
         return next((token for token in CONTROL if data.startswith(PIECES[token])), None)
 
@@ -131,6 +134,7 @@ class FakeContext:
         n_ubatch: int = 16, clock: FakeClock | None = None, can_cut: bool = True,
     ) -> None:  # fmt: skip
         self.n_ctx, self.n_seq_max, self.kv_unified = n_ctx, n_seq_max, unified
+        self.pooling_name = "mean"
         self.n_ctx_seq = n_ctx if unified else n_ctx // n_seq_max
         self.n_batch, self.n_ubatch = n_batch, n_ubatch
         self.cells: dict[int, list[Cell]] = {seq_id: [] for seq_id in range(n_seq_max)}
@@ -218,8 +222,10 @@ class FakeContext:
         return own, self.logprobs(row, 0, n_top)[1]
 
     def embeddings_seq(self, seq_id: int) -> array[float]:
-        past = self.cells[seq_id][-1].past
-        return array("f", [float(past & 0xFF), float(past >> 8 & 0xFF), 1.0])
+        return vector_of_past(self.cells[seq_id][-1].past)
+
+    def embeddings_row(self, row: int) -> array[float]:
+        return vector_of_past(self.rows[row])
 
     def _has_room(self, batch: FakeBatch) -> bool:
         if self.kv_unified:
@@ -239,6 +245,10 @@ class FakeContext:
     def _leave(self, cell: Cell) -> None:
         cell.n_users -= 1
         self.n_used -= cell.n_users == 0
+
+
+def vector_of_past(past: int) -> array[float]:
+    return array("f", [float(past & 0xFF), float(past >> 8 & 0xFF), 1.0])
 
 
 def default_next_token(past: int) -> int:

@@ -184,18 +184,29 @@ def random_tensors(shapes: dict, seed: int, norm: float) -> dict:
     }
 
 
-BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "▁hello", "▁world", "▁a", "▁b"]
+BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BERT_WORDS = [*BERT_SPECIALS, "▁hello", "▁world", *(f"▁{letter}" for letter in "abcdefghij")]
+POOLING_MEAN, POOLING_RANK = 1, 4
+CLASSIFIER = {
+    "cls.weight": (N_EMBD, N_EMBD),
+    "cls.bias": (N_EMBD,),
+    "cls.output.weight": (N_EMBD, 1),
+    "cls.output.bias": (1,),
+}
 
 
-def tiny_bert() -> bytes:
-    """A whole BERT with random weights: an encoder without a KV cache, which only embeds."""
+def tiny_bert(pooling: int = POOLING_MEAN, *, ranks: bool = False) -> bytes:
+    """A whole BERT with random weights: an encoder without a KV cache, which only embeds.
+
+    With `ranks` it has a classifier of one output, as cross-encoders have.
+    """
     counts = {
         "context_length": N_CTX,
         "embedding_length": N_EMBD,
         "block_count": 1,
         "feed_forward_length": N_FF,
         "attention.head_count": N_HEAD,
-        "pooling_type": 1,
+        "pooling_type": pooling,
     }
     special = {"bos": 2, "cls": 2, "eos": 3, "seperator": 3, "unknown": 1, "padding": 0, "mask": 4}
     keys = [
@@ -205,12 +216,16 @@ def tiny_bert() -> bytes:
         key("bert.attention.causal", BOOL, False),
         key("tokenizer.ggml.model", STRING, "bert"),
         key("tokenizer.ggml.tokens", STRING, BERT_WORDS),
-        key("tokenizer.ggml.token_type", I32, [CONTROL] * 5 + [NORMAL] * 4),
+        key("tokenizer.ggml.token_type", I32, bert_token_kinds()),
         key("tokenizer.ggml.scores", F32, [0.0] * len(BERT_WORDS)),
         key("tokenizer.ggml.token_type_count", U32, 2),
         *(key(f"tokenizer.ggml.{name}_token_id", U32, token) for name, token in special.items()),
     ]
-    return with_data(keys, random_tensors(_bert_shapes(), 1, 1.0))
+    return with_data(keys, random_tensors({**_bert_shapes(), **(CLASSIFIER if ranks else {})}, 1, 1.0))
+
+
+def bert_token_kinds() -> list[int]:
+    return [CONTROL if word in BERT_SPECIALS else NORMAL for word in BERT_WORDS]
 
 
 def _bert_shapes() -> dict[str, tuple[int, ...]]:

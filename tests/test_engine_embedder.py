@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import math
 import struct
+from array import array
 
 import pytest
-from fakes import BOS, Bench, FakeContext, never_ending, past_of
+from fakes import BOS, EOS, Bench, FakeContext, never_ending, past_of, vector_of_past
 
-from libloader.core import EmbeddingEvent, RequestDone, RequestFailed, TokenEvent
+from libloader.core import EmbeddingEvent, Prompt, RequestDone, RequestFailed, TokenEvent
 from libloader.errors import CapabilityMissing
 
 
@@ -136,3 +137,39 @@ def test_embeddings_wait_in_the_same_bounded_queue():
     bench.step()
     failed = [e.request_id for e in bench.events if isinstance(e, RequestFailed)]
     assert failed == ["r3", "r4", "r5"]
+
+
+def test_scores_are_told_as_they_are(bench):
+    bench.embedding_context.pooling_name = "rank"
+    bench.submit("a", Prompt(segments=(("q", False), ("d", False)), is_pair=True), kind="embed")
+    bench.run()
+    past = past_of([BOS, *b"q", EOS, *b"d", EOS])
+    assert vectors(bench, "a")[0] == tuple(vector_of_past(past))
+
+
+def test_vectors_are_left_alone_if_asked(bench):
+    bench.submit("a", ([1, 2], [3]), kind="embed", raw_vectors=True)
+    bench.run()
+    assert vectors(bench, "a")[1] == tuple(vector_of_past(past_of([3])))
+
+
+def test_without_pooling_each_token_has_its_vector(bench):
+    bench.embedding_context.pooling_name = "none"
+    bench.submit("a", ([1, 2], [3]), kind="embed")
+    bench.run()
+    first = [*vector_of_past(past_of([1])), *vector_of_past(past_of([1, 2]))]
+    assert vectors(bench, "a") == {0: tuple(first), 1: tuple(vector_of_past(past_of([3])))}
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_an_input_without_numbers_fails_alone(bench, broken):
+    context = bench.embedding_context
+    right = context.embeddings_seq
+    context.embeddings_seq = lambda seq_id: (
+        array("f", [broken, 1.0]) if context.cells[seq_id][-1].past == past_of([66]) else right(seq_id)
+    )
+    bench.submit("good", [65], kind="embed")
+    bench.submit("bad", [66], kind="embed")
+    bench.run()
+    assert bench.of("bad", RequestFailed)[0].error["name"] == "NanLogits"
+    assert list(vectors(bench, "good")[0]) == expected_vector([65])

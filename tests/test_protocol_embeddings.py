@@ -5,7 +5,7 @@ import math
 import pytest
 
 from libloader import core
-from libloader.errors import FieldInvalid, ModelNotFound
+from libloader.errors import FieldInvalid, FieldUnsupported, ModelNotFound
 from libloader.protocol import embeddings, models
 
 
@@ -84,3 +84,52 @@ def test_an_unknown_model_is_named_beside_the_known_one():
     with pytest.raises(ModelNotFound, match="'other'.*'pocket'"):
         models.find_model("other", "pocket", 1, None)
     assert models.find_model("pocket", "pocket", 1, None)["object"] == "model"
+
+
+@pytest.mark.parametrize(("pooling", "hint"), [("none", "/embedding"), ("rank", "/v1/rerank")])
+def test_a_pooling_without_one_vector_for_each_input_is_refused_with_the_way_out(pooling, hint):
+    with pytest.raises(FieldUnsupported, match=hint):
+        embeddings.read_request({"input": "hi"}, pooling=pooling)
+
+
+def native(values, *, pooling="mean", n_embd=2, **body):
+    request = embeddings.read_native({"content": "hi", **body}, pooling=pooling)
+    vectors = [embeddings.encode(values)]
+    return embeddings.native_answer(request, vectors, n_embd=n_embd, pooling=pooling)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "expected"),
+    [(-1, [3.0, -4.0]), (0, [24570.0, -32760.0]), (1, [3 / 7, -4 / 7]), (2, [0.6, -0.8]),
+     (1000, [0.75, -1.0])],
+)  # fmt: skip
+def test_the_native_endpoint_scales_as_asked(normalize, expected):
+    (item,) = native([3.0, -4.0], embd_normalize=normalize)
+    assert item["index"] == 0
+    assert item["embedding"] == [pytest.approx(expected)]
+
+
+def test_the_native_endpoint_gives_length_one_unless_asked():
+    assert native([3.0, -4.0])[0]["embedding"] == [pytest.approx([0.6, -0.8])]
+
+
+def test_zeros_have_no_direction_and_stay_zeros():
+    assert native([0.0, 0.0])[0]["embedding"] == [[0.0, 0.0]]
+
+
+def test_with_pooling_none_each_token_has_a_vector_as_it_is():
+    assert native([1.0, 2.0, 3.0, 4.0], pooling="none") == [
+        {"index": 0, "embedding": [[1.0, 2.0], [3.0, 4.0]]}
+    ]
+
+
+def test_the_native_endpoint_has_no_vectors_of_a_model_that_ranks():
+    with pytest.raises(FieldUnsupported, match="/v1/rerank"):
+        native([1.0], pooling="rank")
+
+
+@pytest.mark.parametrize("body", [{"content": None}, {"content": ["a", 1.5]}])
+def test_the_native_endpoint_names_its_own_field(body):
+    with pytest.raises(FieldInvalid) as caught:
+        embeddings.read_native(body)
+    assert caught.value.param.startswith("content")

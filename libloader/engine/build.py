@@ -24,7 +24,7 @@ from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
 from libloader.errors import ModelLoadFailed
 from libloader.llama.batch import Batch
-from libloader.llama.context import Context
+from libloader.llama.context import Context, default_pooling, pooled_tokens
 from libloader.llama.model import Model
 from libloader.llama.sampler import SamplerChain
 
@@ -55,7 +55,7 @@ def build_engine(
             open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
             open_embedder=functools.partial(_embedding_context, lib, model, settings),
             store=_open_store(settings, lib, context),
-            can_generate=model.metadata(f"{model.architecture}.attention.causal") is not False,
+            can_generate=model.generates,
             n_sampling_threads=context.n_threads,
             breadcrumb=breadcrumb,
             info=info,
@@ -75,9 +75,12 @@ def describe(lib: Any, model: Model, context: Context, settings: EngineSettings)
         n_params=model.n_params,
         n_vocab=vocab.n_tokens,
         n_embd=model.n_embd,
+        generates=model.generates,
+        pooling=default_pooling(model, settings),
+        rerank_template=model.file.text("tokenizer.chat_template.rerank"),
         n_ctx_train=model.n_ctx_train,
         n_ctx=context.n_ctx,
-        n_ctx_slot=n_ctx_slot(context, settings),
+        n_ctx_slot=_n_ctx_slot(model, context, settings),
         n_slots=min(settings.n_parallel, context.n_seq_max),
         n_batch=context.n_batch,
         n_ubatch=context.n_ubatch,
@@ -94,6 +97,11 @@ def describe(lib: Any, model: Model, context: Context, settings: EngineSettings)
         backends=lib.backends,
         missing=lib.missing,
     )
+
+
+def _n_ctx_slot(model: Model, context: Context, settings: EngineSettings) -> int:
+    """Return what one request may have: without text to write, the embedding context decides."""
+    return n_ctx_slot(context, settings) if model.generates else pooled_tokens(model, settings)
 
 
 def _open_store(settings: EngineSettings, lib: Any, context: Context) -> PrefixStore:
@@ -138,7 +146,7 @@ def _embedding_context(
     lib: Any, model: Model, settings: EngineSettings
 ) -> Iterator[tuple[Context, Batch]]:
     """A second context of one full batch, its cells shared by all inputs in it."""
-    n_batch = min(settings.n_batch, model.n_ctx_train or settings.n_batch)
+    n_batch = pooled_tokens(model, settings)
     wishes = dataclasses.replace(
         settings,
         n_parallel=EMBEDDING_SEQUENCES,
@@ -147,4 +155,4 @@ def _embedding_context(
         kv_unified=True,
     )
     with Context(model, wishes, embeddings=True) as context:
-        yield context, Batch(lib, context.n_batch, context.n_seq_max)
+        yield context, Batch(lib, n_batch, context.n_seq_max)

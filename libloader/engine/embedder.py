@@ -1,7 +1,7 @@
-"""Embeddings: a context of its own, made when first asked for, fed in bounded pieces.
+"""Embeddings and scores: a context of its own, made when first asked for, fed in bounded pieces.
 
 Lives here: packing of inputs into batches, normalising, base64. Not here: how that context is made
-(whoever builds the Engine gives `open_embedder`), pooling (libllama does it).
+(whoever builds the Engine gives `open_embedder`), pooling and ranking (libllama does them).
 
 Laws:
 - One input is decoded in one piece: pooling looks at one micro-batch. So n_ubatch is the limit.
@@ -15,14 +15,15 @@ import base64
 import math
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from typing import NamedTuple
 
 from libloader.core import EmbeddingEvent
 from libloader.engine.ports import BatchPort, ContextPort, OpenEmbedder
 from libloader.engine.sequence import LiveRequest
-from libloader.errors import DecodeFailed
+from libloader.errors import DecodeFailed, NanLogits
 
 
 class Input(NamedTuple):
@@ -77,7 +78,10 @@ class Embedder:
         return taken
 
     def embed(self, inputs: list[Input]) -> list[EmbeddingEvent]:
-        """Decode `inputs` as one batch. Raises DecodeFailed; the context is clean either way."""
+        """Decode `inputs` as one batch; the context is clean afterwards, whatever happens.
+
+        Raises DecodeFailed, or NanLogits if the model's numbers are none.
+        """
         context, batch = self._native()
         batch.clear()
         for seq_id, item in enumerate(inputs):
@@ -87,7 +91,8 @@ class Embedder:
             code = context.decode(batch)
             if code != 0:
                 raise DecodeFailed(f"llama_decode answered {code} to an embedding batch")
-            return [_event(item, context.embeddings_seq(i)) for i, item in enumerate(inputs)]
+            vectors = self._vectors(context, inputs)
+            return [_event(item, vector) for item, vector in zip(inputs, vectors)]
         finally:
             for seq_id in range(len(inputs)):
                 context.seq_rm(seq_id, 0, -1)
@@ -96,24 +101,38 @@ class Embedder:
         self._pair = None
         self._stack.close()
 
+    def _vectors(self, context: ContextPort, inputs: list[Input]) -> Iterator[array[float]]:
+        """Yield what the batch brought for each input; see core.EmbeddingEvent."""
+        row = 0
+        for seq_id, item in enumerate(inputs):
+            if context.pooling_name == "none":
+                rows = range(row, row + len(item.tokens))
+                yield array("f", chain.from_iterable(map(context.embeddings_row, rows)))
+                row = rows.stop
+            elif context.pooling_name == "rank" or item.live.request.raw_vectors:
+                yield context.embeddings_seq(seq_id)
+            else:
+                yield _normalised(context.embeddings_seq(seq_id))
+
     def _native(self) -> tuple[ContextPort, BatchPort]:
         if self._pair is None:
             self._pair = self._stack.enter_context(self._open())
         return self._pair
 
 
-def _event(item: Input, vector: Sequence[float]) -> EmbeddingEvent:
-    request_id = item.live.request.id
-    return EmbeddingEvent(request_id, item.number, _wire_form(vector), len(item.tokens))
-
-
-def _wire_form(vector: Sequence[float]) -> str:
-    """Return `vector` at length 1 as base64 of little-endian float32; zeros stay zeros."""
-    norm = math.sqrt(sum(x * x for x in vector))
-    scaled = array("f", [x / norm for x in vector] if norm else vector)
+def _event(item: Input, vector: array[float]) -> EmbeddingEvent:
+    if not math.isfinite(math.fsum(vector)):
+        raise NanLogits("the model made numbers that are none of this input")
     if _BIG_ENDIAN:
-        scaled.byteswap()
-    return base64.b64encode(scaled.tobytes()).decode("ascii")
+        vector.byteswap()
+    encoded = base64.b64encode(vector.tobytes()).decode("ascii")
+    return EmbeddingEvent(item.live.request.id, item.number, encoded, len(item.tokens))
+
+
+def _normalised(vector: array[float]) -> array[float]:
+    """Return `vector` at length 1; zeros stay zeros."""
+    norm = math.hypot(*vector)
+    return array("f", [x / norm for x in vector]) if norm else vector
 
 
 _BIG_ENDIAN = array("H", [1]).tobytes()[0] == 0

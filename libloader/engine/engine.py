@@ -48,7 +48,7 @@ from libloader.engine.ports import (
     OpenEmbedder,
 )
 from libloader.engine.prefix_store import PrefixStore
-from libloader.engine.prompt_reader import PromptReader, too_long
+from libloader.engine.prompt_reader import PromptReader
 from libloader.engine.scheduler import Scheduler
 from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
 from libloader.engine.speculate import Lookup
@@ -58,6 +58,8 @@ from libloader.errors import (
     FieldInvalid,
     FieldUnsupported,
     IgllamaError,
+    NanLogits,
+    PromptTooLong,
     QueueFull,
     to_wire,
 )
@@ -272,7 +274,8 @@ class Engine:
             if not tokens:
                 raise FieldInvalid("an input is empty", param="input")
             if len(tokens) > limit:
-                raise too_long(f"{len(tokens)} tokens", limit, param="input")
+                size = f"an input has {len(tokens)} tokens, this server embeds at most {limit} at once"
+                raise PromptTooLong(f"{size}; shorten it or see --batch-size", param="input")
         live = self._enter(request, inputs, len(inputs))
         for index, tokens in enumerate(inputs):
             self._embedder.push(Input(live, index, tokens))
@@ -538,7 +541,7 @@ class Engine:
         self._breadcrumb("prefill", " ".join(ids), self._decoding.step)
         try:
             events = self._embedder.embed(inputs)
-        except DecodeFailed as error:
+        except (DecodeFailed, NanLogits) as error:
             if len(inputs) == 1:
                 self.on_failure(inputs[0].live, error)
             return len(inputs) == 1

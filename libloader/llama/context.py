@@ -18,6 +18,7 @@ How KV cells are shared between sequences (`kv_unified`):
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -32,11 +33,13 @@ from libloader.llama.model import Model
 
 # llama.h's enum llama_pooling_type
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+POOLING_NAMES = {number: name for name, number in POOLING.items()}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 WHOLE_TYPES = ("f32", "f16", "bf16")  # cache types that are not quantised
 
 KV_PADDING = 256  # newer builds round a sequence's cells up to this
 N_CTX_UNKNOWN = 4096  # per slot, where neither file nor machine says anything
+SCORE_BYTES = 8  # of one head between two tokens, before and after the softmax
 MEMORY_SHARE = 2  # a default KV cache takes at most one of so many parts of the free memory
 
 
@@ -90,6 +93,11 @@ class Context(Handle):
             self.n_ctx_seq = lib.llama_n_ctx_seq(pointer)
         else:
             self.n_ctx_seq = self.n_ctx // self.n_seq_max
+
+    @property
+    def pooling_name(self) -> str:
+        """One of POOLING; "" where libllama itself chose none of them."""
+        return POOLING_NAMES.get(self.pooling, "")
 
     @property
     def kv_bytes(self) -> int:
@@ -251,6 +259,34 @@ def default_n_ctx(model: Model, settings: EngineSettings) -> int:
     return min(wished, max(fitting, KV_PADDING))
 
 
+def default_pooling(model: Model, settings: EngineSettings) -> str:
+    """Return how embeddings are pooled: as asked, else the model's own, else mean if it works."""
+    own = POOLING_NAMES.get(model.pooling, "none")
+    name = settings.pooling or own
+    if name == "rank" and not model.has_classifier:
+        raise ModelLoadFailed(
+            f"{model.file.path}: pooling rank needs a classifier, which this model lacks"
+        )
+    if settings.pooling or own != "none":
+        return name
+    return "last" if model.lib.hazard("mean_pooling") else "mean"
+
+
+def pooled_tokens(model: Model, settings: EngineSettings) -> int:
+    """Return how many tokens one input of a pooled context may have: it is one micro-batch.
+
+    A model that writes text gets --batch-size; one that only embeds all that it was trained on, as
+    far as memory allows for attention between all of them. Beyond its training some abort.
+    """
+    trained = model.n_ctx_train or settings.n_batch
+    if model.generates:
+        return min(settings.n_batch, trained)
+    n_heads = max(1, model.file.of_architecture("attention.head_count"))
+    room = machine.available_memory_bytes() // MEMORY_SHARE
+    fitting = math.isqrt(room // (SCORE_BYTES * n_heads))
+    return min(trained, max(settings.n_batch, fitting))
+
+
 def _wishes(
     model: Model, settings: EngineSettings, embeddings: bool, pooling: str
 ) -> dict[str, Any]:
@@ -275,7 +311,7 @@ def _wishes(
         "no_perf": True,
     }
     if embeddings:
-        wishes["pooling_type"] = _pooling(model, pooling or settings.pooling)
+        wishes["pooling_type"] = POOLING[pooling or default_pooling(model, settings)]
     return wishes
 
 
@@ -299,15 +335,6 @@ def _flash_attn(settings: EngineSettings) -> int:
             "leave out --flash-attn off, or use f16"
         )
     return FLASH_ATTN["on"]
-
-
-def _pooling(model: Model, name: str) -> int:
-    """Return a llama_pooling_type: as asked, else the model's own, else mean where it works."""
-    if name:
-        return POOLING[name]
-    if model.pooling > POOLING["none"]:
-        return model.pooling
-    return POOLING["last" if model.lib.hazard("mean_pooling") else "mean"]
 
 
 def _n_embedding(lib: Any, model: Model, pooling: int) -> int:

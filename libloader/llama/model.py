@@ -19,6 +19,7 @@ from libloader.llama.handle import Handle
 from libloader.llama.vocab import Vocab
 
 DESCRIPTION_BYTES = 256
+CLASSIFIER = ("cls.weight", "cls.output.weight")
 
 
 class Model(Handle):
@@ -93,6 +94,11 @@ class Model(Handle):
         """Whether it continues text; BERT and its kind look both ways and only embed."""
         is_causal = self.file.metadata.get(f"{self.architecture}.attention.causal", True)
         return bool(is_causal) and not self.is_encoder_decoder
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether it can rank: pooling rank aborts in most builds where these are missing."""
+        return any(tensor.name in CLASSIFIER for tensor in self.file.all_tensors)
 
     @property
     def pooling(self) -> int:

@@ -21,6 +21,7 @@ INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 CONTROL = 3  # in tokenizer.ggml.token_type
 CONTINUATION, LEAD = b"\x80", b"\xc0"  # first bytes of their kinds in UTF-8
 WRONG_LEADS = bytes([0xC0, 0xC1, *range(0xF5, 0x100)])
+WORDPIECE = "bert"  # in tokenizer.ggml.model
 EXTRA_TOKENS = 16  # what add_special may add around the text
 
 
@@ -94,6 +95,20 @@ class Vocab:
     def is_eog(self, token: int) -> bool:
         """Say whether `token` ends a generation (end of text, of a turn, of a message)."""
         return bool(self._lib.llama_vocab_is_eog(self.pointer, token))
+
+    def pair(self, first: list[int], second: list[int]) -> list[int]:
+        """Return a question and a text as llama.cpp hands them to a model that ranks."""
+        lib, pointer = self._lib, self.pointer
+        sep: int = lib.llama_vocab_sep(pointer)
+        eos = [self.eos if self.eos >= 0 else sep] * bool(lib.llama_vocab_get_add_eos(pointer))
+        middle = [*eos, *[sep] * (self._adds_sep() and sep >= 0)]
+        return [*[self.bos] * self.adds_bos, *first, *middle, *second, *eos]
+
+    def _adds_sep(self) -> bool:
+        if self._lib.has("add_sep"):
+            return bool(self._lib.llama_vocab_get_add_sep(self.pointer))
+        says = self._file.metadata.get("tokenizer.ggml.add_sep_token")
+        return self._file.text("tokenizer.ggml.model") == WORDPIECE if says is None else bool(says)
 
     def require(self, token: int) -> None:
         """Raise FieldInvalid unless `token` is in the vocabulary."""

@@ -1,7 +1,11 @@
-"""POST /v1/embeddings: string, list of strings, token ids or list of token-id lists.
+"""POST /v1/embeddings, and llama-server's own POST /embedding.
 
-Source: OpenAI's API reference. Vectors come from the engine pooled and L2-normalised, as base64
-of little-endian float32, which is what the official clients ask for; `float` is decoded here.
+Input of both: a string, token ids, or a list of such. Vectors come from the engine as base64 of
+little-endian float32, which is what OpenAI's clients ask for; `float` is decoded here.
+
+    /v1/embeddings   OpenAI's API reference: one pooled vector of length 1 for each input
+    /embedding       a list of vectors for each input: the pooled one, scaled as `embd_normalize`
+                     says, or with pooling none the one of each token
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from libloader import core
+from libloader.errors import FieldUnsupported
 from libloader.protocol import fields
 from libloader.protocol.fields import Field, integer, one_of, string, token_ids
 
@@ -59,6 +64,20 @@ EMBEDDING_FIELDS = (
 )
 
 
+NATIVE_FIELDS = (
+    Field("content", _inputs, None, ("input",)),
+    Field("embd_normalize", integer(-1, 1000), 2),
+)
+MUST_BE = "a string, an array of strings, or arrays of token ids"
+INT16_MAX = 32760  # embd_normalize 0 scales the largest number to this
+# What the other poolings are for, by name
+WRONG_POOLING = {
+    "none": "pooling none makes a vector of each token: POST /embedding gives those, "
+    "--pooling mean, cls or last makes one of each input",
+    "rank": "this server ranks documents: POST /v1/rerank, or start it with --pooling mean",
+}
+
+
 @dataclass(frozen=True)
 class EmbeddingRequest:
     prompts: tuple[core.Prompt, ...]
@@ -68,13 +87,60 @@ class EmbeddingRequest:
     ignored: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class NativeRequest:
+    prompts: tuple[core.Prompt, ...]
+    normalize: int  # -1 not at all, 0 largest to INT16_MAX, else length 1 in this p-norm
+    ignored: tuple[str, ...]
+
+
+def read_native(
+    body: dict[str, Any], *, pooling: str = "", strict: bool = False
+) -> NativeRequest:
+    """Check a body of /embedding."""
+    values = fields.read(body, NATIVE_FIELDS, strict=strict)
+    if values["content"] is None:
+        raise fields.invalid("content", MUST_BE)
+    if pooling == "rank":
+        raise FieldUnsupported(WRONG_POOLING[pooling])
+    return NativeRequest(values["content"], values["embd_normalize"], values.ignored)
+
+
+def native_answer(
+    request: NativeRequest, vectors: Sequence[str], *, n_embd: int, pooling: str
+) -> list[dict[str, Any]]:
+    """The answer of /embedding, from base64 vectors in input order."""
+
+    def rows(vector: str) -> list[list[float]]:
+        values = decode(vector)
+        if pooling == "none":
+            return [values[at : at + n_embd] for at in range(0, len(values), n_embd)]
+        return [_scaled(values, request.normalize)]
+
+    return [{"index": i, "embedding": rows(vector)} for i, vector in enumerate(vectors)]
+
+
+def _scaled(values: list[float], normalize: int) -> list[float]:
+    largest = max(map(abs, values), default=0.0)
+    if normalize < 0 or not largest:
+        return values
+    if normalize == 0:
+        return [value / largest * INT16_MAX for value in values]
+    # Divided first: a high power of a large number is too large for a float.
+    total = math.fsum((abs(value) / largest) ** normalize for value in values)
+    length = largest * total ** (1 / normalize)
+    return [value / length for value in values]
+
+
 def read_request(
-    body: dict[str, Any], *, n_embd: int = 0, strict: bool = False
+    body: dict[str, Any], *, n_embd: int = 0, pooling: str = "", strict: bool = False
 ) -> EmbeddingRequest:
-    """Check a request body; with `n_embd`, `dimensions` is checked against it."""
+    """Check a request body; `dimensions` against `n_embd`, if that is known."""
     values = fields.read(body, EMBEDDING_FIELDS, strict=strict)
     if values["input"] is None:
-        raise fields.invalid("input", "a string, an array of strings, or arrays of token ids")
+        raise fields.invalid("input", MUST_BE)
+    if pooling in WRONG_POOLING:
+        raise FieldUnsupported(WRONG_POOLING[pooling])
     dimensions = values["dimensions"]
     if dimensions is not None and n_embd and dimensions > n_embd:
         raise fields.invalid("dimensions", f"an integer from 1 to {n_embd}, the model's own size")
@@ -107,7 +173,7 @@ def _vector(request: EmbeddingRequest, encoded: str) -> Any:
         return encoded
     values = decode(encoded)
     if request.dimensions is not None and request.dimensions < len(values):
-        values = _normalised(values[: request.dimensions])
+        values = _scaled(values[: request.dimensions], 2)
     return encode(values) if request.base64 else values
 
 
@@ -123,8 +189,3 @@ def encode(vector: Sequence[float]) -> str:
     if sys.byteorder == "big":
         values.byteswap()
     return base64.b64encode(values.tobytes()).decode("ascii")
-
-
-def _normalised(values: list[float]) -> list[float]:
-    length = math.sqrt(math.fsum(v * v for v in values))
-    return [v / length for v in values] if length else values
