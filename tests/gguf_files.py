@@ -186,7 +186,7 @@ def random_tensors(shapes: dict, seed: int, norm: float) -> dict:
 
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BERT_WORDS = [*BERT_SPECIALS, "▁hello", "▁world", *(f"▁{letter}" for letter in "abcdefghij")]
-POOLING_MEAN, POOLING_RANK = 1, 4
+POOLING_MEAN, POOLING_CLS, POOLING_RANK = 1, 2, 4
 CLASSIFIER = {
     "cls.weight": (N_EMBD, N_EMBD),
     "cls.bias": (N_EMBD,),
@@ -221,7 +221,9 @@ def tiny_bert(pooling: int = POOLING_MEAN, *, ranks: bool = False) -> bytes:
         key("tokenizer.ggml.token_type_count", U32, 2),
         *(key(f"tokenizer.ggml.{name}_token_id", U32, token) for name, token in special.items()),
     ]
-    return with_data(keys, random_tensors({**_bert_shapes(), **(CLASSIFIER if ranks else {})}, 1, 1.0))
+    return with_data(
+        keys, random_tensors({**_bert_shapes(), **(CLASSIFIER if ranks else {})}, 1, 1.0)
+    )
 
 
 def bert_token_kinds() -> list[int]:

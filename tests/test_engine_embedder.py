@@ -166,7 +166,9 @@ def test_an_input_without_numbers_fails_alone(bench, broken):
     context = bench.embedding_context
     right = context.embeddings_seq
     context.embeddings_seq = lambda seq_id: (
-        array("f", [broken, 1.0]) if context.cells[seq_id][-1].past == past_of([66]) else right(seq_id)
+        array("f", [broken, 1.0])
+        if context.cells[seq_id][-1].past == past_of([66])
+        else right(seq_id)
     )
     bench.submit("good", [65], kind="embed")
     bench.submit("bad", [66], kind="embed")

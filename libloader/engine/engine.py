@@ -274,7 +274,9 @@ class Engine:
             if not tokens:
                 raise FieldInvalid("an input is empty", param="input")
             if len(tokens) > limit:
-                size = f"an input has {len(tokens)} tokens, this server embeds at most {limit} at once"
+                size = (
+                    f"an input has {len(tokens)} tokens, this server embeds at most {limit} at once"
+                )
                 raise PromptTooLong(f"{size}; shorten it or see --batch-size", param="input")
         live = self._enter(request, inputs, len(inputs))
         for index, tokens in enumerate(inputs):

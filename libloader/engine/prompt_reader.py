@@ -55,7 +55,9 @@ class PromptReader:
         if prompt.tokens is not None:
             return self._checked(prompt.tokens, param)
         if prompt.is_pair:
-            first, second = (self._vocab.tokenize(text, False, False) for text, _ in prompt.segments)
+            first, second = (
+                self._vocab.tokenize(text, False, False) for text, _ in prompt.segments
+            )
             return self._vocab.pair(first, second)
         tokens: list[int] = []
         for index, (text, parse_special) in enumerate(self._pieces(prompt.segments)):

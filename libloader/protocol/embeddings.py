@@ -94,9 +94,7 @@ class NativeRequest:
     ignored: tuple[str, ...]
 
 
-def read_native(
-    body: dict[str, Any], *, pooling: str = "", strict: bool = False
-) -> NativeRequest:
+def read_native(body: dict[str, Any], *, pooling: str = "", strict: bool = False) -> NativeRequest:
     """Check a body of /embedding."""
     values = fields.read(body, NATIVE_FIELDS, strict=strict)
     if values["content"] is None:
