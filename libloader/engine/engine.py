@@ -48,7 +48,7 @@ from libloader.engine.ports import (
     OpenEmbedder,
 )
 from libloader.engine.prefix_store import PrefixStore
-from libloader.engine.prompt_reader import PromptReader
+from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.scheduler import Scheduler
 from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
 from libloader.engine.speculate import Lookup
