@@ -106,7 +106,7 @@ class App:
         self.name = options.engine_settings(flags).alias
         self.created = int(time.time())
         self.random = random.SystemRandom()
-        self._template: chat_template.ChatTemplate | None = None
+        self._templates: dict[str, chat_template.ChatTemplate] = {}
         self._template_lock = threading.Lock()
 
     def info(self) -> core.ModelInfo:
@@ -119,19 +119,22 @@ class App:
             )
         return status.info
 
-    def template(self) -> chat_template.ChatTemplate:
+    def template(self, *, with_tools: bool = False) -> chat_template.ChatTemplate:
         """The chat template, parsed and probed once, at the first use after loading."""
         info = self.info()
+        source = (with_tools and info.tool_template) or info.chat_template
         with self._template_lock:
-            if self._template is None:
-                self._template = select_template(self.flags, info)
-            return self._template
+            if source not in self._templates:
+                self._templates[source] = select_template(self.flags, info, source)
+            return self._templates[source]
 
 
-def select_template(flags: argparse.Namespace, info: core.ModelInfo) -> chat_template.ChatTemplate:
+def select_template(
+    flags: argparse.Namespace, info: core.ModelInfo, source: str
+) -> chat_template.ChatTemplate:
     return chat_template.select_template(
         flags.chat_template_file or flags.chat_template,
-        info.chat_template,
+        source,
         bos_token=info.bos_token,
         eos_token=info.eos_token,
         special_tokens=info.special_tokens,
@@ -160,7 +163,8 @@ def chat_completions(app: App, exchange: Exchange) -> None:
 
 
 def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
-    template, wanted = app.template(), call.generation
+    template = app.template(with_tools=bool(call.use.tools))
+    wanted = call.generation
     prompt = render_chat(app, template, call)
     split = splits_reasoning(app, call)
     limits = constraint(template, prompt, call.use, call.shape, split_reasoning=split)

@@ -72,7 +72,12 @@ def _forced_call(
     template: ChatTemplate, use: ToolUse, tags: Tags | None, opened: bool
 ) -> Constraint:
     forced = forcing.force(
-        template.format, use.tools, parallel=use.parallel, name=use.name, tags=tags, opened=opened
+        template.format,
+        use.tools,
+        parallel=use.parallel,
+        names=use.names,
+        tags=tags,
+        opened=opened,
     )
     rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
     text = f"{forced.text}\n{rules.text}"
@@ -83,7 +88,9 @@ def _forced_call(
 def _are_strict(use: ToolUse) -> bool:
     """Whether every function that may be called says `"strict": true`."""
     functions: Sequence[dict[str, Any]] = [tool["function"] for tool in use.tools]
-    return all(f.get("strict") is True for f in functions if use.name in ("", f["name"]))
+    return all(
+        f.get("strict") is True for f in functions if not use.names or f["name"] in use.names
+    )
 
 
 def _shaped(
@@ -103,7 +110,7 @@ def _shaped(
 
 def _calls(template: ChatTemplate, use: ToolUse) -> tuple[str, tuple[str, ...]]:
     """Return rules for calls of any tool, with CALLS in the place of the root, and warnings."""
-    forced = forcing.force(template.format, use.tools, parallel=use.parallel)
+    forced = forcing.force(template.format, use.tools, parallel=use.parallel, names=use.names)
     rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
     # No literal holds a line break as it is, so a line that begins so is the root's own.
     frame = f"\n{forced.text}".replace("\nroot ::= ", f"\n{CALLS} ::= ", 1)

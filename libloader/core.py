@@ -267,6 +267,7 @@ class ModelInfo:
     eos_token: str = ""
     special_tokens: tuple[str, ...] = ()  # text of every control token
     chat_template: str = ""
+    tool_template: str = ""  # the one for requests with tools, where the file has another
     library_path: str = ""
     library_release: str = ""
     library_layout: str = ""

@@ -124,3 +124,9 @@ def test_prompts_that_end_in_a_block_are_seen():
 def test_the_tags_of_a_template_are_found_in_it():
     assert reasoning.tags_of("{{ content.split('</think>')[-1] }}") == THINK
     assert reasoning.tags_of("no reasoning") is None
+
+
+@pytest.mark.parametrize("text", ["</think>2", "\n</think>\n\n2", "</think>\n2"])
+def test_an_end_without_a_beginning_says_that_there_are_no_thoughts(text):
+    assert split(text, THINK) == ("", "2")
+    assert split("a</think>2", THINK) == ("", "a</think>2")

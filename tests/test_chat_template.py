@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import os
 from pathlib import Path
 
 import pytest
-from chat_scenarios import ANSWER, CALLING, SYSTEM, USER, WEATHER, call, result
+from chat_scenarios import ANSWER, CALLING, CLOCK, SYSTEM, USER, WEATHER, call, result
 
+from libloader.chat.answer import answer_reader, read_whole
 from libloader.chat.builtin_templates import TEMPLATES
 from libloader.chat.reasoning import Tags
 from libloader.chat.template import ChatTemplate, select_template
@@ -68,6 +70,64 @@ def test_a_template_that_wants_arguments_as_text_is_known_by_its_renderings():
     assert not as_object.capabilities.arguments_as_text
     for template in (as_text, printed, as_object):
         assert '{"place": "Zürich", "days": [1, 2]}' in template.render([USER, CALLING]).text
+
+
+ONE_CALL = """{% for m in messages %}[{{ m.role }}]{{ m.content }}
+{%- if m.tool_calls %}{% if m.tool_calls|length > 1 %}{{ raise_exception("one!") }}{% endif %}
+{{- m.tool_calls[0].function.name }}({{ m.tool_calls[0].function.arguments|tojson }}){% endif %}
+{%- endfor %}"""
+
+
+def test_several_calls_become_messages_of_one_where_a_template_writes_no_more():
+    template = make(ONE_CALL)
+    assert template.capabilities.one_call
+    calls = [call(name, {}, id) for name, id in (("a", "1"), ("b", "2"), ("c", "3"))]
+    asking = {"role": "assistant", "content": "Wait.", "tool_calls": calls}
+    messages = [
+        USER,
+        asking,
+        result("B", "2"),
+        result("A", "1"),
+        result("C", "3"),
+        ANSWER,
+    ]
+    text = template.render(messages, add_generation_prompt=False).text
+    assert text == (
+        f"[user]{USER['content']}[assistant]b({{}})[tool]B[assistant]Wait.a({{}})[tool]A"
+        "[assistant]c({})[tool]C[assistant]2"
+    )
+    assert not load("chatml_tools").capabilities.one_call
+
+
+def test_text_that_would_hide_calls_is_a_message_before_them():
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.content %}{{ m.content }}{% else %}"
+        "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments|tojson }}"
+        "{% endfor %}{% endif %}{% endfor %}"
+    )
+    template = make(source)
+    assert template.capabilities.text_hides_calls
+    text = template.render([USER, {**CALLING, "content": "Wait."}]).text
+    assert "[assistant]Wait.[assistant]get_weather{" in text
+
+
+WRITTEN = [("chatml_tools", 2), ("xml_arguments", 2), ("bracket_roles", 2)]
+WRITTEN += [("header_tools", 1), ("typescript_tools", 1)]
+
+
+@pytest.mark.parametrize(("name", "n_calls"), WRITTEN)
+def test_a_call_that_a_template_writes_is_read_back(name, n_calls):
+    """What the model wrote, it is shown again in the form that it writes."""
+    template = load(name)
+    calls = [call("get_weather", {"place": "a <b>", "days": [1, 2]}), call("Clock", {}, "k" * 9)]
+    asking = {"role": "assistant", "content": "", "tool_calls": calls[:n_calls]}
+    prompt = template.render([USER], tools=[WEATHER, CLOCK])
+    text = template.render([USER, asking], tools=[WEATHER, CLOCK]).text
+    start = len(os.path.commonprefix([prompt.text, text]))
+    reader = answer_reader(template, prompt._replace(thinking=None), tools=[WEATHER, CLOCK])
+    found = read_whole(reader, text[start:]).calls
+    wanted = [(each["function"]["name"], each["function"]["arguments"]) for each in calls]
+    assert [(each.name, json.loads(each.arguments)) for each in found] == wanted[:n_calls]
 
 
 def test_a_template_that_writes_calls_only_without_content_gets_null():

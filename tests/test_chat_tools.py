@@ -284,7 +284,7 @@ def test_forced_answers_are_calls_that_fit_the_schema(format):
     grammar = whole_grammar(force(format, STRICT))
     gbnf.check(grammar, max_bytes=1 << 20)
     for calls in FITTING:
-        if len(calls) == 1 or format.name != "harmony":
+        if len(calls) == 1 or not format.one_call:
             assert gbnf.matches(grammar, format.write(calls)), format.write(calls)
     for calls in WRONG:
         assert not gbnf.matches(grammar, format.write(calls)), format.write(calls)
@@ -293,7 +293,7 @@ def test_forced_answers_are_calls_that_fit_the_schema(format):
 
 @pytest.mark.parametrize("format", tools.FORMATS, ids=lambda format: format.name)
 def test_a_named_function_and_a_single_call_can_be_forced(format):
-    named = whole_grammar(force(format, STRICT, name="get_time"))
+    named = whole_grammar(force(format, STRICT, names=("get_time",)))
     assert gbnf.matches(named, format.write(FITTING[2]))
     assert not gbnf.matches(named, format.write(FITTING[1]))
     single = whole_grammar(force(format, STRICT, parallel=False))

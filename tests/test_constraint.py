@@ -61,7 +61,7 @@ def test_required_is_a_call_and_nothing_else():
 
 
 def test_a_named_function_is_the_only_one():
-    found = constrained(ToolUse((TIME, WEATHER), is_forced=True, name="get_time"))
+    found = constrained(ToolUse((TIME, WEATHER), is_forced=True, names=("get_time",)))
     assert accepts(found, CALL, WEATHER_CALL) == [True, False]
 
 

@@ -40,9 +40,16 @@ def test_a_loaded_model_knows_its_figures(tiny_model):
     assert tiny_model.n_ctx_train == files.N_CTX
     assert tiny_model.n_params == tiny_model.file.n_params
     assert tiny_model.chat_template == files.TEMPLATE
+    assert tiny_model.tool_template == ""
     assert "llama" in tiny_model.description
     assert tiny_model.metadata("general.name") == "tiny"
     assert not tiny_model.is_encoder_decoder
+
+
+def test_the_template_for_tools_is_read_where_the_file_has_one(load):
+    named = {"tokenizer.chat_template.tool_use": (files.STRING, "tools: {{ tools }}")}
+    model = load(files.tiny_llama(files.encoded(named)))
+    assert (model.chat_template, model.tool_template) == (files.TEMPLATE, "tools: {{ tools }}")
 
 
 def test_kv_elements_count_the_heads_that_keys_and_values_have(tiny_model):

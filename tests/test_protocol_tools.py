@@ -16,6 +16,13 @@ NAMED = {"type": "function", "function": {"name": "get_time"}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
+def allowed(mode, *tools):
+    return {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": mode, "tools": list(tools)},
+    }
+
+
 def read(**body):
     return chat.read_request({**HELLO, **body}, seed_source=random.Random(7))
 
@@ -31,12 +38,24 @@ def test_without_tools_there_is_nothing_to_call():
 
 
 @pytest.mark.parametrize(
-    ("choice", "is_forced", "name"),
-    [(None, False, ""), ("auto", False, ""), ("required", True, ""), (NAMED, True, "get_time")],
+    ("choice", "is_forced", "names"),
+    [
+        (None, False, ()),
+        ("auto", False, ()),
+        ("required", True, ()),
+        (NAMED, True, ("get_time",)),
+        (allowed("auto", NAMED), False, ("get_time",)),
+        (allowed("required", WEATHER, NAMED), True, ("get_weather", "get_time")),
+        (
+            {"type": "allowed_tools", "tools": [{"name": "get_time"}]},
+            False,
+            ("get_time",),
+        ),
+    ],
 )
-def test_tool_choice_says_whether_a_call_is_forced_and_which(choice, is_forced, name):
+def test_tool_choice_says_whether_a_call_is_forced_and_which(choice, is_forced, names):
     use = read(tools=[WEATHER, TIME], tool_choice=choice).use
-    assert use == ToolUse((WEATHER, TIME), is_forced=is_forced, name=name)
+    assert use == ToolUse((WEATHER, TIME), is_forced=is_forced, names=names)
 
 
 def test_tool_choice_none_hides_the_tools():
@@ -49,7 +68,9 @@ def test_parallel_calls_can_be_forbidden():
 
 def test_the_older_functions_mean_tools():
     use = read(functions=[TIME["function"]], function_call={"name": "get_time"}).use
-    assert use == ToolUse((TIME,), is_forced=True, name="get_time", parallel=False, is_legacy=True)
+    assert use == ToolUse(
+        (TIME,), is_forced=True, names=("get_time",), parallel=False, is_legacy=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,6 +80,18 @@ def test_the_older_functions_mean_tools():
         ({"tools": [WEATHER], "tool_choice": 1}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice.function.name"),
         ({"tools": [WEATHER], "tool_choice": {}}, "tool_choice.function.name"),
+        (
+            {"tools": [WEATHER], "tool_choice": allowed("auto", NAMED)},
+            "tool_choice.function.name",
+        ),
+        (
+            {"tools": [WEATHER], "tool_choice": allowed("none", WEATHER)},
+            "tool_choice.allowed_tools.mode",
+        ),
+        (
+            {"tools": [WEATHER], "tool_choice": allowed("auto")},
+            "tool_choice.allowed_tools.tools",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [], "tool_choice": NAMED}, "tool_choice"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),

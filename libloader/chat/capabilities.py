@@ -34,6 +34,8 @@ class Capabilities(NamedTuple):
     tool_calls: bool = False
     tool_results: bool = False  # it knows the role tool, not just any role's name
     null_with_calls: bool = False  # it writes calls only where content is null
+    text_hides_calls: bool = False  # it writes calls only where there is no text beside them
+    one_call: bool = False  # it writes one call a message, its model makes no more
     arguments_as_text: bool = False  # it wants a call's arguments as a JSON string
     switch: tuple[str, Any, Any] | None = None  # a row of SWITCHES
     opens_thinking: bool = False  # the generation prompt ends inside a think block
@@ -99,6 +101,7 @@ def detect(probe: Any) -> Capabilities:
     lists = frozenset(role for role, around in LISTS.items() if _writes_list(text, around))
     tools = "functions" in needs or "zq_tool" in text(USER, tools=[TOOL])
     tool_calls = any("zq_value" in call for call in calls + null_calls)
+    prefers_text = _prefers_text(*calls) or _prefers_text(*null_calls)
     return Capabilities(
         list_roles=lists,
         only_lists="user" in lists and "zq_user" not in plain,
@@ -108,7 +111,9 @@ def detect(probe: Any) -> Capabilities:
         tool_calls=tool_calls,
         tool_results=(tools or tool_calls) and any("zq_result" in c for c in calls + null_calls),
         null_with_calls=not any("zq_value" in call for call in calls),
-        arguments_as_text=_prefers_text(*calls) or _prefers_text(*null_calls),
+        text_hides_calls=tool_calls and "zq_value" not in _with_call(text, prefers_text, "zq_said"),
+        one_call=tool_calls and not _writes_two(text),
+        arguments_as_text=prefers_text,
         switch=_switch(lambda **more: text(USER, **more)),
         opens_thinking=reasoning.opened_by(plain) is not None,
         prints_bos=bool(plain) and plain.lstrip() != text(USER, bos_token="").lstrip(),
@@ -132,6 +137,34 @@ def _with_call(text: Any, as_text: bool, content: str | None) -> str:
         "content": "zq_result",
     }
     return str(text(USER, asking, answer, tools=[TOOL]))
+
+
+def _writes_two(text: Any) -> bool:
+    """Say whether two calls in one message are both written, in any form of them."""
+    for as_text, content in ((False, ""), (True, ""), (False, None), (True, None)):
+        arguments = [{"zq_key": "zq_first"}, {"zq_key": "zq_second"}]
+        calls = [
+            {
+                **CALL,
+                "id": f"zqcall00{i}",
+                "function": {"name": "zq_tool", "arguments": each},
+            }
+            for i, each in enumerate(map(json.dumps, arguments) if as_text else arguments)
+        ]
+        asking = {**ASKING, "content": content, "tool_calls": calls}
+        results = [
+            {
+                "role": "tool",
+                "tool_call_id": call["id"],
+                "name": "zq_tool",
+                "content": "zq_result",
+            }
+            for call in calls
+        ]
+        written = text(USER, asking, *results, tools=[TOOL])
+        if "zq_first" in written and "zq_second" in written:
+            return True
+    return False
 
 
 def _prefers_text(with_object: str, with_text: str) -> bool:

@@ -27,6 +27,10 @@ def prepare(
     `format` writes calls where the template does not; `tools` are to be described in words.
     """
     prepared = [_prepared(message, form) for message in messages]
+    if form.one_call:
+        prepared = _one_call_each(prepared)
+    if form.text_hides_calls:
+        prepared = [each for message in prepared for each in _text_apart(message)]
     if tools:
         prepared = _with_instructions(prepared, instructions(tools, format))
     if not form.tool_calls:
@@ -107,6 +111,39 @@ def _arguments(arguments: Any, as_text: bool) -> Any:
 
 
 # --- where there is no role or variable for it ---------------------------------------------------
+
+
+def _one_call_each(messages: list[Message]) -> list[Message]:
+    """Make several calls of one message several messages, each before its result."""
+    result: list[Message] = []
+    waiting: list[Message] = []  # messages of one call, whose result has not come
+    for message in messages:
+        calls = message.get("tool_calls") or ()
+        if message["role"] == "tool" and waiting:
+            ids = [one["tool_calls"][0].get("id") for one in waiting]
+            id = message.get("tool_call_id")
+            result.append(waiting.pop(ids.index(id) if id in ids else 0))
+        elif len(calls) > 1:
+            result += waiting
+            texts = (message["content"], *[""] * len(calls))
+            waiting = [
+                {**message, "content": text, "tool_calls": [call]}
+                for text, call in zip(texts, calls)
+            ]
+            continue
+        else:
+            result += waiting
+            waiting = []
+        result.append(message)
+    return result + waiting
+
+
+def _text_apart(message: Message) -> list[Message]:
+    """Where text hides the calls beside it, it is a message before them."""
+    if not message["content"] or "tool_calls" not in message:
+        return [message]
+    text = {name: value for name, value in message.items() if name != "tool_calls"}
+    return [text, {**message, "content": ""}]
 
 
 def _with_instructions(messages: list[Message], text: str) -> list[Message]:

@@ -22,6 +22,7 @@ class Tags(NamedTuple):
 TAGS: tuple[Tags, ...] = (
     Tags("<think>", "</think>"),
     Tags("<mm:think>", "</mm:think>"),
+    Tags("<think:opensource>", "</think:opensource>"),
     Tags("<seed:think>", "</seed:think>"),
     Tags("<thinking>", "</thinking>"),
     Tags("[THINK]", "[/THINK]"),
@@ -73,6 +74,7 @@ class Splitter:
         self._held = ""  # not given out yet: white space, or what may become a tag
         self._read = self._begin if tags else self._content
         self._opened = opened
+        self._lone_ends = (tags.end,) if tags and not opened else ()
         self._in_block = opened
 
     @property
@@ -103,8 +105,11 @@ class Splitter:
             self._held = text[len(self.tags.begin) :]
             self._in_block = True
             return self._enter(self._reasoning_start)
-        if self.tags.begin.startswith(text):
-            return []  # all white space so far, or the beginning of the tag
+        if self._lone_ends and text.startswith(self._lone_ends):
+            self._held = text[len(self.tags.end) :]
+            return self._enter(self._content_start)  # how some models say: no thoughts today
+        if any(tag.startswith(text) for tag in (self.tags.begin, *self._lone_ends)):
+            return []  # all white space so far, or the beginning of a tag
         return self._enter(self._reasoning_start if self._opened else self._content)
 
     def _enter(self, state: Any) -> list[Delta]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from libloader.chat import reasoning
 from libloader.chat.builtin_templates import FALLBACK, TEMPLATES
-from libloader.chat.capabilities import NEEDS, Message, detect
+from libloader.chat.capabilities import NEEDS, USER, Message, detect
 from libloader.chat.control_tokens import END, Marker, Segments
 from libloader.chat.jinja import Template
 from libloader.chat.messages import prepare
@@ -27,6 +27,7 @@ LOG = logging.getLogger("igllama")
 
 Context = dict[str, Any]
 
+PLAIN: Context = {"messages": [USER], "add_generation_prompt": True}
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
 
 
@@ -76,7 +77,8 @@ class ChatTemplate:
         self.capabilities = detect(self._probe)
         if "developer" not in source:  # it writes any role's name, its model knows no such role
             self.capabilities = self.capabilities._replace(developer=False)
-        self.tags = reasoning.tags_of(source)
+        # Some put their tags together while they render: what they write shows them.
+        self.tags = reasoning.tags_of(source) or reasoning.tags_of(self._probe(PLAIN))
         self.format = format_named(tool_format) if tool_format else format_of(source)
 
     def _probe(self, context: Context) -> str:

@@ -91,6 +91,7 @@ def describe(lib: Any, model: Model, context: Context, settings: EngineSettings)
         eos_token=_text(model, vocab.eos),
         special_tokens=vocab.special_tokens,
         chat_template=model.chat_template,
+        tool_template=model.tool_template,
         library_path=lib.path,
         library_release=lib.release,
         library_layout=lib.layout,

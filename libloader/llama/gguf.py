@@ -514,6 +514,7 @@ RECOMMENDED_SAMPLING = {
     "mirostat_eta": "mirostat_eta",
 }
 TEMPLATE_KEY = "tokenizer.chat_template"
+TOOL_TEMPLATE_KEY = f"{TEMPLATE_KEY}.tool_use"
 
 
 def recommended_sampling(model: GGUFFile) -> dict[str, int | float]:

@@ -74,6 +74,11 @@ class Model(Handle):
         return self.file.text(gguf.TEMPLATE_KEY)
 
     @property
+    def tool_template(self) -> str:
+        """The chat template for requests with tools, "" if the file has none of its own."""
+        return self.file.text(gguf.TOOL_TEMPLATE_KEY)
+
+    @property
     def architecture(self) -> str:
         return self.file.architecture
 

@@ -20,9 +20,11 @@ from libloader.chat.tools.format import Format
 from libloader.chat.tools.functionary import FUNCTIONARY_V31, FUNCTIONARY_V32
 from libloader.chat.tools.gemma import FUNCTION_GEMMA, GEMMA4
 from libloader.chat.tools.generic import GENERIC
+from libloader.chat.tools.gigachat import GIGACHAT3, GIGACHAT31
 from libloader.chat.tools.glm import GLM
 from libloader.chat.tools.harmony import HARMONY
 from libloader.chat.tools.hermes import HERMES
+from libloader.chat.tools.hunyuan import HUNYUAN
 from libloader.chat.tools.json_lists import (
     FIREFUNCTION,
     GRANITE3,
@@ -34,7 +36,9 @@ from libloader.chat.tools.json_lists import (
 from libloader.chat.tools.kimi_k2 import KIMI_K2
 from libloader.chat.tools.lfm2 import LFM2
 from libloader.chat.tools.llama3 import LLAMA3
+from libloader.chat.tools.minicpm import MINICPM
 from libloader.chat.tools.minimax_m2 import MINIMAX_M2
+from libloader.chat.tools.minimax_m3 import MINIMAX_M3
 from libloader.chat.tools.mistral import MISTRAL_ARGS, MISTRAL_LIST
 from libloader.chat.tools.pythonic import PYTHONIC
 from libloader.chat.tools.qwen3_coder import QWEN3_CODER
@@ -47,6 +51,11 @@ FORMATS: tuple[Format, ...] = (
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     MINIMAX_M2,
+    MINIMAX_M3,
+    MINICPM,
+    HUNYUAN,
+    GIGACHAT31,
+    GIGACHAT3,
     GEMMA4,
     FUNCTION_GEMMA,
     COMMAND_R7B,

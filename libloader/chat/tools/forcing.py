@@ -38,17 +38,17 @@ def force(
     tools: Sequence[dict[str, Any]],
     *,
     parallel: bool = True,
-    name: str = "",
+    names: Sequence[str] = (),
     tags: Tags | None = None,
     opened: bool = False,
 ) -> Grammar:
     """Return the grammar of an answer that is a call of a tool, or several.
 
-    `name` leaves only that function. With `tags` a think block may come first, and with `opened`
+    `names` leaves only these functions. With `tags` a think block may come first, and with `opened`
     the rest of one must: the prompt ends inside it.
     """
     functions = [tool.get("function", tool) for tool in tools]
-    chosen = [each for each in functions if not name or each.get("name") == name]
+    chosen = [each for each in functions if not names or each.get("name") in names]
     schemas: dict[str, dict[str, Any]] = {}
     forced = [_forced(format, f"tool-{i}", each, schemas) for i, each in enumerate(chosen)]
     rules = dict(format.grammar(forced, parallel))

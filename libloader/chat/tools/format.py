@@ -39,6 +39,7 @@ class Format:
     shown: tuple[str, ...] = ()  # more texts that `read` looks for
     read: Callable[[Reader, str], Steps] | None = None
     read_all: Callable[[Reader], Steps] | None = None
+    one_call: bool = False  # its models make one call an answer
     by_parameter: bool = False  # `grammar` needs a rule per parameter, not per object
     grammar: Callable[[Sequence[Forced], bool], Rules] = json_objects
     write: Callable[[Sequence[Call]], str] = _write_json  # for templates that write no calls

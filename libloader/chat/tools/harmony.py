@@ -72,6 +72,7 @@ HARMONY = Format(
     marks=(("<|channel|>analysis",),),
     shown=(START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS),
     read_all=read_all,
+    one_call=True,
     grammar=grammar,
     write=write,
 )

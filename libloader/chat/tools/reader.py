@@ -21,6 +21,7 @@ from typing import Any, Callable
 from libloader.chat.tools.deltas import CallDelta, ContentDelta, Delta, ReasoningDelta, new_id
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.json_scan import JsonScan
+from libloader.chat.tools.typed import Typed
 
 _NOT_SPACE = re.compile(r"\S")
 _NAME = re.compile(r"[\w.\-/:]{1,256}")
@@ -357,17 +358,13 @@ class Reader:
 
     # --- for formats: what the tools say ----------------------------------------------------------
 
+    def schema(self, function: str) -> Typed:
+        """Return the schema of a function's arguments."""
+        return Typed(self.functions.get(function, {}).get("parameters"))
+
     def value(self, function: str, parameter: str, text: str) -> Any:
         """Return a parameter's value from its text, by the type in the function's schema."""
-        schema = self.functions.get(function, {}).get("parameters") or {}
-        kind = (schema.get("properties") or {}).get(parameter) or {}
-        kinds = kind.get("type") if isinstance(kind, dict) else None
-        if kinds == "string" or isinstance(kinds, list) and kinds[:1] == ["string"]:
-            return text
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
+        return self.schema(function).property(parameter).value(text)
 
 
 def overlap(text: str, literal: str) -> int:

@@ -1,0 +1,37 @@
+"""What the handlers share: the template that fits a request."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import igllama
+from libloader import core, options
+
+PLAIN, WITH_TOOLS = "plain {{ messages }}", "tools {{ tools }} {{ messages }}"
+
+
+def app(*flags, **info):
+    status = SimpleNamespace(info=core.ModelInfo(**info))
+    parsed = options.parse(["model.gguf", *flags], {})
+    return igllama.App(parsed, SimpleNamespace(status=lambda: status))
+
+
+def test_a_named_template_for_tools_serves_requests_with_tools():
+    served = app(chat_template=PLAIN, tool_template=WITH_TOOLS)
+    assert served.template().source == PLAIN
+    assert served.template(with_tools=True).source == WITH_TOOLS
+    assert served.template(with_tools=True) is served.template(with_tools=True)
+
+
+def test_without_one_all_requests_have_the_same_template():
+    served = app(chat_template=PLAIN)
+    assert served.template(with_tools=True) is served.template()
+
+
+def test_a_template_that_the_user_chose_is_for_all(tmp_path):
+    path = os.fspath(tmp_path / "own.jinja")
+    (tmp_path / "own.jinja").write_text("own {{ messages }}")
+    served = app("--chat-template", path, chat_template=PLAIN, tool_template=WITH_TOOLS)
+    assert served.template().source == served.template(with_tools=True).source
+    assert served.template().source.startswith("own")
