@@ -177,7 +177,7 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
         max_tokens=wanted.max_tokens,
         stop=wanted.stop,
         top_logprobs=call.top_logprobs,
-        cache_prompt=wanted.cache_prompt,
+        cache_prompt=wanted.cache_prompt, n_keep=wanted.n_keep,
         deadline_s=wanted.deadline_s or app.flags.timeout,
         fair_key=exchange.api_key,
         keep_special=keeps_special(template, with_tools=bool(call.use.tools)),

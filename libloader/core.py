@@ -83,6 +83,7 @@ class Request:
     stop: tuple[str, ...] = ()
     top_logprobs: int = -1  # -1 = none wanted; 0..20 = the token's own and so many alternatives
     cache_prompt: bool = True
+    n_keep: int = 0  # with context_shift: prompt tokens behind BOS that stay; -1 = all
     deadline_s: float = 0.0  # seconds from submit, over queue, prefill and decode; 0 = none
     fair_key: str = ""  # who asks: round-robin between these
     keep_special: bool = False  # put control tokens' text into the answer
@@ -235,6 +236,7 @@ class EngineSettings:
     cache_ram_mib: int = 64  # prefixes that left the KV cache; 0 = none are kept
     cache_dir: str = ""  # where prefixes outlive a restart; "" = nothing is written
     cache_disk_mib: int = 1024  # in cache_dir at most
+    context_shift: bool = False  # a full context loses its older half, and the text goes on
     lookup: bool = False  # guess tokens from the sequence's own past
     log_level: str = "warning"
 

@@ -145,6 +145,8 @@ class FakeContext:
         self.cost_s: Callable[[int], float] = lambda n_rows: 0.0
         self.clock = clock or FakeClock()
         self.can_cut = can_cut
+        self.can_shift = can_cut
+        self.gap: tuple[int, int, int] | None = None  # between seq_rm and seq_add
         self.batches: list[list[tuple[int, int, int, bool]]] = []
 
     @property
@@ -153,6 +155,7 @@ class FakeContext:
 
     def decode(self, batch: FakeBatch) -> int:
         assert 0 < batch.n_tokens <= self.n_batch, "libllama aborts here"
+        assert self.gap is None, "positions with a hole in them"
         self.clock.pass_s(self.cost_s(batch.n_tokens))
         self.rows = {}
         code = self.fault(batch)
@@ -170,13 +173,22 @@ class FakeContext:
     def seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
         cells = self.cells[seq_id]
         end = len(cells) if p1 < 0 else min(p1, len(cells))
-        assert end == len(cells), "the engine only ever cuts tails"
         if not self.can_cut and 0 < p0 < len(cells):
             return False
-        for cell in cells[p0:]:
+        if end < len(cells):
+            assert self.can_shift and 0 <= p0 < end, "the engine only ever cuts tails"
+            self.gap = (seq_id, p0, end)
+        for cell in cells[p0:end]:
             self._leave(cell)
-        del cells[p0:]
+        del cells[p0:end]
         return True
+
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
+        """Close the gap that seq_rm made just now. Cells keep their pasts: they remember."""
+        assert self.gap == (seq_id, p0 + delta, p0), "this would leave positions wrong"
+        cells = self.cells[seq_id][p0 + delta :]
+        assert len(cells) == p1 - p0 and all(cell.n_users == 1 for cell in cells)
+        self.gap = None
 
     def seq_cp(self, src: int, dst: int, p0: int, p1: int) -> None:
         assert src != dst and p0 == 0 and not self.cells[dst]
@@ -367,6 +379,27 @@ def as_prompt(prompt: object) -> Prompt:
     if isinstance(prompt, str):
         return Prompt(segments=((prompt, False),))
     return Prompt(tokens=tuple(prompt))  # type: ignore[arg-type]
+
+
+def could_say(
+    prompt: Sequence[int], told: Sequence[int], n_ctx: int,
+    next_token: Callable[[int], int] = default_next_token, n_keep: int = 0,
+) -> bool:
+    """True if each token follows from all before it, or from what shifts left of it.
+
+    What is left is computed afresh after a shift that met shared cells, or when a slot was lost.
+    """
+    window, pasts = list(prompt), {past_of(prompt)}
+    n_keep = min(n_keep if n_keep >= 0 else len(prompt), n_ctx - 4)
+    for token in told:
+        pasts = {after(past, token) for past in pasts if next_token(past) == token}
+        window.append(token)
+        if not pasts:
+            return False
+        if len(window) == n_ctx:
+            del window[n_keep : n_keep + max(1, (n_ctx - 1 - n_keep) // 2)]
+        pasts.add(past_of(window))
+    return True
 
 
 def expected_tokens(

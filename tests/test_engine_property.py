@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from fakes import IM_START, Bench, FakeChain, FakeContext, expected_tokens
+from fakes import EOS, IM_START, Bench, FakeChain, FakeContext, could_say, expected_tokens
 
 from libloader.core import ChoiceDone, RequestDone, RequestFailed, Sampling, TokenEvent
 from libloader.engine.prefix_store import PrefixStore
@@ -41,12 +41,14 @@ class Load:
             can_cut=chance.random() < 0.9,
         )
         n_ctx = min(128, context.n_ctx_seq)
+        self.shifts = context.can_cut and chance.random() < 0.4
         self.bench = Bench(
             context,
             n_parallel=n_seq_max,
             n_ctx=n_ctx,
             n_queue=1000,
             lookup=chance.random() < 0.5,
+            context_shift=self.shifts,
             open_chain=SometimesNan,
             store=PrefixStore(chance.choice([0, 3000, 1 << 20])),
         )
@@ -77,7 +79,8 @@ class Load:
         if chance.random() < 0.05:
             prompt = [*prompt, POISON, 1]
         fields = {
-            "max_tokens": chance.choice([1, 2, 10, 40, -1]),
+            "max_tokens": chance.choice([1, 2, 10, 40, -1, 300 if self.shifts else 80]),
+            "n_keep": chance.choice([0, 0, 5, -1]),
             "n": chance.choice([1, 1, 1, 2, 3]),
             "fair_key": chance.choice(["", "x", "y"]),
             "sampling": Sampling(seed=NAN_SEED if chance.random() < 0.05 else 0),
@@ -105,17 +108,28 @@ class Load:
         bench, asked = self.bench, self.asked[name]
         ends = bench.of(name, RequestDone, RequestFailed)
         assert len(ends) <= 1 and (ends or name in self.cancelled), name
+        for index in range(asked["n"]):
+            got = [t for e in bench.of(name, TokenEvent) if e.index == index for t in e.tokens]
+            is_done = any(e.index == index for e in bench.of(name, ChoiceDone))
+            check = self.check_shifting if self.shifts else self.check_choice
+            check(asked, got, is_done)
+        self.check_end(asked, ends)
+
+    def check_choice(self, asked, got, is_done):
         limit = self.n_ctx - len(asked["prompt"])
         if asked["max_tokens"] >= 0:
             limit = min(limit, asked["max_tokens"])
         expected = expected_tokens(asked["prompt"], limit)
-        for index in range(asked["n"]):
-            got = [t for e in bench.of(name, TokenEvent) if e.index == index for t in e.tokens]
-            assert got == expected[: len(got)], f"{name}: somebody else's tokens"
-            is_done = any(e.index == index for e in bench.of(name, ChoiceDone))
-            full = bench.context.n_ctx  # alone and refused: the sequence fills all that there is
-            assert not is_done or got == expected or self.fault_rate or limit >= full
-        self.check_end(asked, ends)
+        assert got == expected[: len(got)], "somebody else's tokens"
+        full = self.bench.context.n_ctx  # alone and refused: it fills all that there is
+        assert not is_done or got == expected or self.fault_rate or limit >= full
+
+    def check_shifting(self, asked, got, is_done):
+        assert could_say(asked["prompt"], got, self.n_ctx, n_keep=asked["n_keep"])
+        limit = asked["max_tokens"] if asked["max_tokens"] >= 0 else self.n_ctx
+        is_whole = len(got) == limit or EOS in got
+        full = self.bench.context.n_ctx
+        assert not is_done or is_whole or self.fault_rate or self.n_ctx >= full
 
     def check_end(self, asked, ends):
         if not ends or isinstance(ends[0], RequestDone):

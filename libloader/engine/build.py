@@ -28,6 +28,10 @@ from libloader.llama.context import Context, default_pooling, pooled_tokens
 from libloader.llama.model import Model
 from libloader.llama.sampler import SamplerChain
 
+NO_SHIFT = (
+    "{}: the memory of this model, in this libllama, cannot be shifted; start without "
+    "--context-shift"
+)
 EMBEDDING_SEQUENCES = 32  # inputs that share one batch
 N_SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a file, for its fingerprint; a small one is read whole
 
@@ -45,6 +49,8 @@ def build_engine(
         if model.is_encoder_decoder:
             raise ModelLoadFailed(f"{settings.model}: encoder-decoder models are not supported")
         context = stack.enter_context(Context(model, settings))
+        if settings.context_shift and not context.can_shift:
+            raise ModelLoadFailed(NO_SHIFT.format(settings.model))
         info = describe(lib, model, context, settings)
         info = dataclasses.replace(info, load_ms=(time.monotonic() - started_s) * 1e3)
         return Engine(

@@ -97,6 +97,7 @@ class Engine:
         self._on_close = on_close
         self._piece = functools.lru_cache(CACHED_PIECES)(model.vocab.piece)
         self._is_eog = functools.lru_cache(CACHED_PIECES)(model.vocab.is_eog)
+        self._bos = model.vocab.bos
         self._context = context
         self._open_chain = open_chain
         self._clock = clock
@@ -106,6 +107,9 @@ class Engine:
         self._n_queue = settings.n_queue or DEFAULT_QUEUE
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
         self.n_ctx_slot = n_ctx_slot(context, settings)
+        # A sequence that may shift and has no limit ends when it has run through what the model
+        # was trained on: one that never says its end token must not run for ever.
+        self._shifts = max(info.n_ctx_train, self.n_ctx_slot) if settings.context_shift else 0
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
         self._embedder = Embedder(open_embedder)
@@ -227,7 +231,9 @@ class Engine:
         prompts = [self._reader.read(prompt) for prompt in request.prompts]
         live = self._enter(request, prompts, len(prompts) * request.n)
         for index in range(live.n_open):
-            sequence = Sequence(live, index, prompts[index // request.n], self.n_ctx_slot)
+            prompt = prompts[index // request.n]
+            sequence = Sequence(live, index, prompt, self.n_ctx_slot, self._shifts)
+            self._keep(sequence)
             sequence.lookup = Lookup(sequence.tokens) if self._uses_lookup else None
             sequence.number = self._n_arrived = self._n_arrived + 1
             live.sequences.append(sequence)
@@ -302,16 +308,25 @@ class Engine:
         live.n_open = n_open
         return live
 
+    def _keep(self, sequence: Sequence) -> None:
+        """Protect the request's `n_keep` tokens, and BOS, from being shifted out."""
+        n = sequence.live.request.n_keep
+        sequence.keep(n + (sequence.prompt[0] == self._bos) if n >= 0 else n)
+
     def _replay(self, sequence: Sequence) -> None:
-        """Take what was generated before a crash as generated; its text is not told again."""
-        request = sequence.live.request
-        if len(sequence.tokens) >= sequence.n_limit:
+        """Take what was generated before a crash as generated; its text is not told again.
+
+        Shifts happen at the same tokens as before; what is left is then computed afresh, without
+        a memory of what was shifted out, so the text may go on otherwise than it would have.
+        """
+        if sequence.is_full:
             sequence.reason = LENGTH
-        known = request.resume[sequence.index] if sequence.index < len(request.resume) else ()
-        for token in known:
+        for token in _resumed(sequence):
             if sequence.reason:
                 return
             self._take(sequence, token)
+            if sequence.is_full and not sequence.reason:
+                sequence.forget()
 
     def _admit(self) -> None:
         for sequence in self._scheduler.admit():
@@ -335,8 +350,8 @@ class Engine:
         self._breadcrumb("grammar_init", request.id, self._decoding.step)
         try:
             sequence.chain = self._open_chain(sampling)
-            sequence.chain.accept_prompt(sequence.tokens[: sequence.n_prompt])
-            for token in sequence.tokens[sequence.n_prompt :]:
+            sequence.chain.accept_prompt(sequence.prompt)
+            for token in _resumed(sequence)[: sequence.n_completion]:
                 sequence.chain.accept(token)
         except IgllamaError as error:
             self.on_failure(sequence.live, error)
@@ -438,6 +453,9 @@ class Engine:
             return
         if sequence.reason:
             self._end(sequence)
+        elif sequence.is_full:
+            self._scheduler.shift(sequence)
+            self.counters.n_context_shifts += 1
 
     def on_prefill(self, sequence: Sequence, start: int, n: int) -> None:
         """Count what was computed and what was not; tell how far a longer prompt has come."""
@@ -552,6 +570,12 @@ class Engine:
             item.live.n_computed += len(item.tokens)
             self._close_one(item.live)
         return True
+
+
+def _resumed(sequence: Sequence) -> tuple[int, ...]:
+    """Return the tokens that its client has from an engine before this one."""
+    resume = sequence.live.request.resume
+    return resume[sequence.index] if sequence.index < len(resume) else ()
 
 
 _BEGIN: dict[str, Callable[[Engine, Request], None]] = {

@@ -8,6 +8,7 @@ Laws:
 - A prompt that is being computed right now counts as known: whoever shares it waits for it (only
   for older sequences, so nobody waits in a circle) instead of computing it again.
 - What would be lost when a slot is taken over is saved first, unless somebody else has it.
+- Cells that remember tokens which are no longer in their slot are never given to anybody else.
 - A memory that cannot be cut (recurrent, hybrid) gives what fits without a cut, or nothing:
   `Slots.truncate` empties a slot that libllama would not cut.
 """
@@ -107,7 +108,9 @@ class PrefixCache:
         slot, leader = sequence.slot, sequence.leader
         assert slot is not None
         if leader is not None:
-            if leader.slot is not None and len(leader.slot.tokens) < sequence.n_shared:
+            n_there = len(leader.slot.tokens) if leader.slot is not None else sequence.n_shared
+            # A leader that is through with its prompt may have less than it promised: it shifted.
+            if n_there < sequence.n_shared and leader.n_pending > 1:
                 return True
             self.begin(sequence, slot, self.lookup(sequence))
         loading = sequence.loading
@@ -121,7 +124,27 @@ class PrefixCache:
         """Take note that nobody sits in `slot` any more: it holds what it holds."""
         self._clock += 1
         slot.last_used = self._clock
+        if slot.n_pure < len(slot.tokens):
+            self.slots.truncate(slot, slot.n_pure)
         self._tree.insert(slot.tokens, slot)
+
+    def shift(self, sequence: Sequence, slot: Slot, start: int, end: int) -> None:
+        """Forget [start, end) of `slot`: `sequence`, which sits there, has done so already.
+
+        What cannot be moved up because another running sequence shares it is computed again.
+        """
+        for other in self.slots.idle():
+            if self.slots.n_common(slot, other) > end:
+                self._vacate(other)
+        is_shared = any(
+            self.slots.n_common(slot, other) > end for other in self.slots.all if other is not slot
+        )
+        if is_shared:
+            self.slots.truncate(slot, start)
+            self._promise(sequence, slot)
+        else:
+            self.slots.shift(slot, start, end)
+            self._tree.insert(slot.tokens[: slot.n_pure], slot)
 
     def make_room(self, n_cells: int) -> bool:
         """Evict idle slots, least recently used first, until `n_cells` are free, if that helps.
@@ -147,13 +170,14 @@ class PrefixCache:
     def close(self) -> None:
         """Save what the slots hold where that outlives this process, and wait for it."""
         for slot in self.slots.all if self._store.outlives_us else ():
-            self._save(slot)
+            if slot.n_pure == len(slot.tokens):
+                self._save(slot)
         self._store.close()
 
     def check_integrity(self) -> None:
         """Assert that whoever holds something is known. For tests."""
         self.slots.check_integrity()
-        assert all(not slot.tokens or slot in self._tree for slot in self.slots.all)
+        assert all(not slot.n_pure or slot in self._tree for slot in self.slots.all)
         assert all(saved in self._tree for saved in self._store)
 
     def _promise(self, sequence: Sequence, slot: Slot) -> None:
@@ -201,7 +225,7 @@ class PrefixCache:
 def _known(holder: Holder, n: int, asking: Sequence) -> Known:
     if isinstance(holder, Saved):
         return Known(holder, n, n)
-    n_now = min(n, len(holder.tokens))
+    n_now = min(n, holder.n_pure)
     owner = holder.sequence
     waits = isinstance(owner, Sequence) and owner.number < asking.number
     return Known(holder, n_now, n if waits else n_now)

@@ -96,6 +96,12 @@ class Scheduler:
         slot.sequence = sequence.slot = sequence.leader = sequence.loading = None
         self.cache.settle(slot)
 
+    def shift(self, sequence: Sequence) -> None:
+        """Make room in a full context: the older half of what is not kept goes."""
+        slot = sequence.slot
+        assert slot is not None and len(slot.tokens) == len(sequence.tokens) - 1
+        self.cache.shift(sequence, slot, *sequence.forget())
+
     def preempt_youngest(self) -> None:
         """Send the youngest running sequence back to the head of the line, its cells freed."""
         sequence = max(self.running, key=lambda running: running.number)

@@ -6,6 +6,13 @@ Lives here: what a sequence knows of itself, when it ends and why. Not here: whe
     tokens   [ prompt ............. | resumed | sampled ... | last ]
     slot     [ in the KV cache ............................ ]          n_pending = 1: it decodes
     slot     [ in the KV cache ]                                       n_pending > 1: it prefills
+
+With `shifts`, a sequence that fills its context forgets the older half of what follows the kept
+beginning, and goes on; `tokens` is what is left. Text, penalties, a grammar and the guesser go on
+as if nothing had happened: they have seen every token.
+
+    tokens   [ kept | forgotten ............ | stays ............. | last ]
+    tokens   [ kept | stays ............. | last ]
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from libloader.engine.slot import Slot
 from libloader.engine.speculate import Lookup
 
 STOP, LENGTH = "stop", "length"
+LEAST_FORGETTABLE = 4  # tokens of a context that no request can keep
 
 
 class Sequence:
@@ -29,17 +37,27 @@ class Sequence:
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
         "reason", "leader", "loading", "n_shared", "number", "is_counted",
-        "lookup", "draft", "told_s",
+        "lookup", "draft", "told_s", "prompt", "shifts", "n_shifts",
+        "_n_ctx", "_n_keep", "_n_wanted", "_n_forgotten",
     )  # fmt: skip
 
-    def __init__(self, live: LiveRequest, index: int, prompt: list[int], n_ctx: int) -> None:
-        max_tokens = live.request.max_tokens
+    def __init__(
+        self, live: LiveRequest, index: int, prompt: list[int], n_ctx: int, shifts: int = 0
+    ) -> None:
+        request = live.request
         self.live = live
         self.index = index
+        self.prompt = prompt  # as it came
         self.tokens = list(prompt)
-        self.n_prompt = len(prompt)
+        self.n_prompt = len(prompt)  # tokens of the prompt in `tokens`
+        self.shifts = shifts  # 0: it ends with its context; else how long it may get without limit
+        self.n_shifts = 0
+        self._n_ctx = n_ctx
+        self._n_wanted = request.max_tokens if request.max_tokens >= 0 else shifts or n_ctx
+        self._n_forgotten = 0  # sampled tokens that are no longer in `tokens`
+        self._n_keep = 0  # leading tokens that are never forgotten
         # The last token is sampled but need not be decoded: n_limit counts it all the same.
-        self.n_limit = n_ctx if max_tokens < 0 else min(n_ctx, len(prompt) + max_tokens)
+        self.n_limit = min(n_ctx, len(prompt) + self._n_wanted)
         self.slot: Slot | None = None
         self.chain: ChainPort | None = None
         self.detokenizer = Detokenizer(live.request.stop)
@@ -65,7 +83,12 @@ class Sequence:
 
     @property
     def n_completion(self) -> int:
-        return len(self.tokens) - self.n_prompt
+        return len(self.tokens) - self.n_prompt + self._n_forgotten
+
+    @property
+    def is_full(self) -> bool:
+        """True when a living sequence cannot go on without forgetting."""
+        return len(self.tokens) >= self.n_limit
 
     def guess(self, n_max: int, price: float) -> int:
         """Set `draft` for the next step, within the limit of the sequence; return its length."""
@@ -88,9 +111,29 @@ class Sequence:
         text = self.detokenizer.push(piece)
         if self.detokenizer.stop is not None:
             self.reason = STOP
-        elif len(self.tokens) >= self.n_limit:
+        elif self.is_full and not self._goes_on:
             text += self.cut_short()
         return text
+
+    def keep(self, n: int) -> None:
+        """Never forget the first `n` tokens; -1: none of the prompt."""
+        self._n_keep = min(n if n >= 0 else len(self.prompt), self._n_ctx - LEAST_FORGETTABLE)
+
+    def forget(self) -> tuple[int, int]:
+        """Make room: forget half of what is decoded behind the kept; return [start, end) of it."""
+        start = max(0, self._n_keep)
+        n = max(1, (len(self.tokens) - 1 - start) // 2)
+        n_of_prompt = max(0, min(start + n, self.n_prompt) - start)
+        self.n_prompt -= n_of_prompt
+        self._n_forgotten += n - n_of_prompt
+        del self.tokens[start : start + n]
+        self.n_shifts += 1
+        self.n_limit = min(self._n_ctx, len(self.tokens) + self._n_wanted - self.n_completion)
+        return start, start + n
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.shifts > 0 and self.n_completion < self._n_wanted
 
     def cut_short(self) -> str:
         """End it here, for want of room or time; return the text that was held back."""

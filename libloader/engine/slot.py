@@ -1,6 +1,6 @@
 """Slots: the seq_ids of one KV cache, and an exact mirror of what each of them holds there.
 
-Lives here: every change of the native memory (seq_rm, seq_cp) and the count of used cells.
+Lives here: every change of the native memory (seq_rm, seq_cp, seq_add), the count of used cells.
 Not here: which slot a sequence gets (scheduler.py), what is decoded (engine.py).
 
 Laws:
@@ -11,11 +11,16 @@ Laws:
   `origin`; whoever shares or cuts a slot closes its open span, so that no two different cells ever
   have the same origin and position.
 
+- Cells that were computed behind tokens which are no longer there (`pure_end`) serve nobody but the
+  sequence that sits in the slot.
+
     slot 0   [ origin 1 ........... 700 ][ origin 3, its open tail ... 812 ]
     slot 1   [ origin 1 ........... 700 ][ origin 2 ... 731 ]      cells used: 812 + 31
 """
 
 from __future__ import annotations
+
+import sys
 
 from libloader.engine.ports import ContextPort
 
@@ -25,7 +30,7 @@ WHOLE = -1  # llama.h: a p1 below 0 means "to the end"
 class Slot:
     """One seq_id: the tokens in its KV cache and the sequence that sits in it, if any."""
 
-    __slots__ = ("seq_id", "tokens", "sequence", "last_used", "spans", "origin")
+    __slots__ = ("seq_id", "tokens", "sequence", "last_used", "spans", "origin", "pure_end")
 
     def __init__(self, seq_id: int) -> None:
         self.seq_id = seq_id
@@ -34,6 +39,12 @@ class Slot:
         self.last_used = 0  # step number
         self.spans: list[tuple[int, int]] = []
         self.origin = 0  # of the open tail; 0 = none opened yet
+        self.pure_end = sys.maxsize  # cells from here on remember tokens that were shifted out
+
+    @property
+    def n_pure(self) -> int:
+        """Return how many leading tokens are in the cache as if only these had been decoded."""
+        return min(len(self.tokens), self.pure_end)
 
     def closed_end(self) -> int:
         return self.spans[-1][1] if self.spans else 0
@@ -74,8 +85,7 @@ class Slots:
     def append(self, slot: Slot, tokens: list[int]) -> None:
         """Note that `tokens` were decoded at the end of `slot`. Hot."""
         if not slot.origin:
-            self._origins += 1
-            slot.origin = self._origins
+            self._open(slot)
         slot.tokens += tokens
 
     def truncate(self, slot: Slot, n: int) -> bool:
@@ -90,16 +100,37 @@ class Slots:
             self.can_cut = False
             self._empty(slot)
             return False
+        if n <= slot.pure_end:
+            slot.pure_end = sys.maxsize
         if n >= slot.closed_end():  # nobody shares the open tail
             del slot.tokens[n:]
             return True
-        self._close(slot)
+        self._close_at(slot, n)
         del slot.tokens[n:]
-        while slot.spans and (slot.spans[-2][1] if len(slot.spans) > 1 else 0) >= n:
-            slot.spans.pop()
-        if slot.spans:
-            slot.spans[-1] = (slot.spans[-1][0], min(n, slot.spans[-1][1]))
         return True
+
+    def n_common(self, a: Slot, b: Slot) -> int:
+        """Return how many leading tokens of two slots lie in the same cells."""
+        n = 0
+        for (origin, end), (other_origin, other_end) in zip(self._spans_of(a), self._spans_of(b)):
+            if origin != other_origin:
+                break
+            n = min(end, other_end)
+            if end != other_end:
+                break
+        return n
+
+    def shift(self, slot: Slot, start: int, end: int) -> None:
+        """Forget the tokens [start, end); what follows them moves up, remembering them.
+
+        Its cells must be nobody else's: a cell has one position for all who share it.
+        """
+        self._context.seq_rm(slot.seq_id, start, end)
+        self._context.seq_add(slot.seq_id, end, len(slot.tokens), start - end)
+        self._close_at(slot, start)
+        self._open(slot)
+        del slot.tokens[start:end]
+        slot.pure_end = min(slot.pure_end, start)
 
     def share(self, source: Slot, target: Slot, n: int) -> int:
         """Give `target` the first `n` tokens of `source`; return how many it has now."""
@@ -111,6 +142,7 @@ class Slots:
         self._context.seq_cp(source.seq_id, target.seq_id, 0, n if self.unified else WHOLE)
         self._close(source)
         target.tokens, target.spans = list(source.tokens), list(source.spans)
+        target.pure_end = source.pure_end
         self.truncate(target, n)
         return len(target.tokens)
 
@@ -145,9 +177,21 @@ class Slots:
         slot.spans = list(self._spans_of(slot))
         slot.origin = 0
 
+    def _close_at(self, slot: Slot, n: int) -> None:
+        """Close the spans of the first `n` tokens; the others have none then."""
+        self._close(slot)
+        while slot.spans and (slot.spans[-2][1] if len(slot.spans) > 1 else 0) >= n:
+            slot.spans.pop()
+        if slot.spans:
+            slot.spans[-1] = (slot.spans[-1][0], min(n, slot.spans[-1][1]))
+
+    def _open(self, slot: Slot) -> None:
+        self._origins += 1
+        slot.origin = self._origins
+
     def _empty(self, slot: Slot) -> None:
         self._context.seq_rm(slot.seq_id, 0, WHOLE)
-        slot.tokens, slot.spans, slot.origin = [], [], 0
+        slot.tokens, slot.spans, slot.origin, slot.pure_end = [], [], 0, sys.maxsize
 
     def _lost(self, slot: Slot, n: int) -> bool:
         return self._context.seq_pos_max(slot.seq_id) != n - 1

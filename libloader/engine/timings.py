@@ -37,6 +37,7 @@ def timings_of(live: LiveRequest, now_s: float) -> dict[str, float]:
         "predicted_per_token_ms": _ratio(predicted_ms, live.n_completion),
         "predicted_per_second": _ratio(live.n_completion * 1e3, predicted_ms),
         **_drafts(live),
+        **_shifts(live),
     }
 
 
@@ -46,6 +47,12 @@ def _drafts(live: LiveRequest) -> dict[str, float]:
     n_drafted = sum(lookup.n_drafted for lookup in lookups)
     n_accepted = sum(lookup.n_accepted for lookup in lookups)
     return {"draft_n": n_drafted, "draft_n_accepted": n_accepted} if n_drafted else {}
+
+
+def _shifts(live: LiveRequest) -> dict[str, float]:
+    """Return how often a context was full and forgot its older half, if one ever was."""
+    n_shifts = sum(sequence.n_shifts for sequence in live.sequences)
+    return {"context_shifts": n_shifts, "truncated": True} if n_shifts else {}
 
 
 def _ratio(a: float, b: float) -> float:
@@ -64,6 +71,7 @@ class Counters:
         self.n_batches = 0
         self.n_refused_batches = 0
         self.n_preempted = 0
+        self.n_context_shifts = 0
         self.failures: dict[str, int] = {}  # by error class
         self.queue_s = Histogram(SECONDS)  # from submit to the first work on it
         self.first_token_s = Histogram(SECONDS)  # from submit to its first token

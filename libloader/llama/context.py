@@ -142,6 +142,16 @@ class Context(Handle):
         if self._begun is not None and src in self._begun and p0 <= 0:
             self._begun.add(dst)
 
+    @property
+    def can_shift(self) -> bool:
+        """True where `seq_add` works: not every memory can give a token another position."""
+        return self._lib.has("can_shift") and bool(self._lib.llama_memory_can_shift(self.pointer))
+
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
+        """Move the positions [p0, p1) by `delta`; libllama turns the keys with the next decode."""
+        require_in_range("seq_id", seq_id, self.n_seq_max)
+        self._lib.llama_memory_seq_add(self.pointer, seq_id, p0, p1, delta)
+
     def _copy_stream(self, src: int, dst: int, p0: int, p1: int) -> None:
         """Copy between sequences that own their cells: whole, then cut; parts abort from b6122."""
         if p0 > 0:

@@ -85,6 +85,7 @@ GENERATION_FIELDS = (
     Field("stream", boolean, False),
     Field("stream_options", fields.mapping),
     Field("cache_prompt", boolean, True),
+    Field("n_keep", integer(-1, MAX_INT), 0),
     Field("timeout", number(0.001, 86400), 0.0, ("deadline_s",)),
     Field("model", string(1024), ""),
     Field("user", string(1024), ""),
@@ -103,6 +104,7 @@ class Generation:
     stream: bool = False
     include_usage: bool = False
     cache_prompt: bool = True
+    n_keep: int = 0
     deadline_s: float = 0.0
     ignored: tuple[str, ...] = ()
 
@@ -123,6 +125,7 @@ def read_generation(
         stream=values["stream"],
         include_usage=_include_usage(values["stream_options"]),
         cache_prompt=values["cache_prompt"],
+        n_keep=values["n_keep"],
         deadline_s=values["timeout"],
         ignored=values.ignored,
     )
