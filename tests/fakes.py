@@ -382,8 +382,11 @@ def as_prompt(prompt: object) -> Prompt:
 
 
 def could_say(
-    prompt: Sequence[int], told: Sequence[int], n_ctx: int,
-    next_token: Callable[[int], int] = default_next_token, n_keep: int = 0,
+    prompt: Sequence[int],
+    told: Sequence[int],
+    n_ctx: int,
+    next_token: Callable[[int], int] = default_next_token,
+    n_keep: int = 0,
 ) -> bool:
     """True if each token follows from all before it, or from what shifts left of it.
 

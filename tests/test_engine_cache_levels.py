@@ -6,6 +6,7 @@ import pytest
 from fakes import Bench, FakeContext, expected_tokens, never_ending
 
 from libloader.core import RequestDone, TokenEvent
+from libloader.engine import prefix_cache
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
 
@@ -40,6 +41,20 @@ def test_a_chat_whose_slot_was_reused_comes_back_from_ram(unified):
     for name, prompt in CHATS.items():
         assert say(bench, f"{name} again", [*prompt, 99]) == 60
     assert bench.engine.figures()["n_hits_ram"] == 6 * 60
+
+
+def test_a_look_up_compares_few_of_many_saved_states_that_begin_alike(monkeypatch):
+    bench = bench_with(PrefixStore(1 << 24))
+    common = list(range(1, 61))
+    for number in range(100):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    looked = []
+    known = prefix_cache._known
+    monkeypatch.setattr(
+        prefix_cache, "_known", lambda *each: looked.append(each[0]) or known(*each)
+    )
+    assert say(bench, "another", [*common, 250]) == 60
+    assert 0 < len(looked) <= prefix_cache.MAX_SAVED_ALIKE + 2  # and two slots
 
 
 def test_without_a_store_it_is_computed_again():

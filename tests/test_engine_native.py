@@ -24,12 +24,21 @@ from libloader.core import (
     TokenEvent,
 )
 from libloader.engine.build import build_engine
+from libloader.errors import ModelLoadFailed
+from libloader.llama.context import Context
 
 pytestmark = pytest.mark.native
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "tests" / "models" / "pocket.gguf"
-TEXTS = ["Hello!", "Count to ten: one, two", "The quick brown fox", "é 🙂 日本", "a", "zz top " * 9]
+TEXTS = [
+    "Hello!",
+    "Count to ten: one, two",
+    "The quick brown fox",
+    "é 🙂 日本",
+    "a",
+    "zz top " * 9,
+]
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -205,6 +214,27 @@ def test_a_full_cache_ends_a_sequence_and_hurts_nobody(open_engine):
         assert run.end(name).usage == (100, 0, run.engine.n_ctx_slot - 100)
 
 
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_full_context_goes_on_with_its_later_half(open_engine, kv_unified):
+    run = open_engine(n_ctx=64, kv_unified=kv_unified, context_shift=True)
+    for name in ("a", "b"):
+        sampling = Sampling(temperature=0.0, ignore_eos=True)
+        run.submit(name, "Hello!", max_tokens=200, n_keep=2, sampling=sampling)
+    run.finish()
+    assert len(run.tokens("a")) == len(run.tokens("b")) == 200
+    assert run.end("a").timings["context_shifts"] > 3
+    # What was shifted serves nobody: the same prompt is answered as by a fresh engine.
+    run.submit("again", "Hello!", max_tokens=24)
+    run.finish()
+    assert run.tokens("again") == alone(open_engine, ["Hello!"])["Hello!"]
+
+
+def test_a_memory_that_cannot_shift_is_refused_at_the_start(open_engine, monkeypatch):
+    monkeypatch.setattr(Context, "can_shift", False)
+    with pytest.raises(ModelLoadFailed, match="--context-shift"):
+        open_engine(context_shift=True)
+
+
 def test_logprobs_come_from_the_model(open_engine):
     run = open_engine()
     run.submit("a", "Hello", top_logprobs=3, max_tokens=2)
@@ -235,7 +265,11 @@ def test_embeddings_are_unit_vectors_whatever_they_are_packed_with(open_engine):
 
 def test_a_hostile_prompt_is_refused_and_the_next_one_served(open_engine):
     run = open_engine()
-    for name, prompt in (("ids", [1, 10**6]), ("long", "x" * 10**6), ("many", [5] * 300)):
+    for name, prompt in (
+        ("ids", [1, 10**6]),
+        ("long", "x" * 10**6),
+        ("many", [5] * 300),
+    ):
         run.submit(name, prompt)
     run.submit("good", "Hello!")
     run.finish()

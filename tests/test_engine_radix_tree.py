@@ -9,6 +9,31 @@ import pytest
 from libloader.engine.radix_tree import PrefixTree, common_length
 
 
+def longest(tree, tokens):
+    n, holders = tree.longest(tokens)
+    return n, set(holders)
+
+
+class Shy:
+    """A holder that notices when it is looked at."""
+
+    n_looks = 0
+
+    def __hash__(self):
+        Shy.n_looks += 1
+        return id(self)
+
+
+def test_a_look_up_costs_the_same_whoever_else_is_known():
+    tree = PrefixTree()
+    for number in range(2000):
+        tree.insert([*range(100), 1000 + number % 50, number], Shy())
+    Shy.n_looks = 0
+    n, holders = tree.longest([*range(100), 5])
+    assert n == 100 and len(holders) == 2000
+    assert Shy.n_looks == 0
+
+
 def slow_common_length(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
@@ -22,7 +47,7 @@ def test_common_length_is_the_number_of_equal_leading_tokens(seed):
 
 
 def test_an_empty_tree_knows_nothing():
-    assert PrefixTree().longest([1, 2, 3]) == (0, set())
+    assert longest(PrefixTree(), [1, 2, 3]) == (0, set())
 
 
 def test_the_longest_prefix_names_all_who_hold_it():
@@ -30,17 +55,20 @@ def test_the_longest_prefix_names_all_who_hold_it():
     tree.insert([1, 2, 3, 4], "a")
     tree.insert([1, 2, 3, 5], "b")
     tree.insert([1, 9], "c")
-    assert tree.longest([1, 2, 3]) == (3, {"a", "b"})
-    assert tree.longest([1, 2, 3, 5, 6]) == (4, {"b"})
-    assert tree.longest([1, 8]) == (1, {"a", "b", "c"})
-    assert tree.longest([7]) == (0, set())
+    assert longest(tree, [1, 2, 3]) == (3, {"a", "b"})
+    assert longest(tree, [1, 2, 3, 5, 6]) == (4, {"b"})
+    assert longest(tree, [1, 8]) == (1, {"a", "b", "c"})
+    assert longest(tree, [7]) == (0, set())
 
 
 def test_a_holder_that_is_inserted_again_holds_only_the_new_tokens():
     tree = PrefixTree()
     tree.insert([1, 2, 3], "a")
     tree.insert([4, 5], "a")
-    assert tree.longest([1, 2, 3]) == (0, set()) and tree.longest([4, 5]) == (2, {"a"})
+    assert longest(tree, [1, 2, 3]) == (0, set()) and longest(tree, [4, 5]) == (
+        2,
+        {"a"},
+    )
     assert len(tree) == 1
 
 
@@ -66,7 +94,7 @@ def test_the_tree_answers_as_a_search_through_all_holders_would(seed):
         lengths = {h: common_length(tokens, asked) for h, tokens in known.items()}
         best = max(lengths.values(), default=0)
         holders = {h for h, n in lengths.items() if n == best} if best else set()
-        assert tree.longest(asked) == (best, holders)
+        assert longest(tree, asked) == (best, holders)
     for holder in list(known):
         tree.remove(holder)
     assert not tree._root.children

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import gguf_files as files
@@ -72,7 +73,13 @@ def test_the_kv_cache_is_as_large_as_its_numbers(context):
 
 @pytest.mark.parametrize(
     ("k", "v"),
-    [("f32", "f16"), ("f16", "f16"), ("bf16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0")],
+    [
+        ("f32", "f16"),
+        ("f16", "f16"),
+        ("bf16", "f16"),
+        ("q8_0", "q8_0"),
+        ("q4_0", "q4_0"),
+    ],
 )
 def test_cache_types_go_by_their_names(open_context, k, v):
     assert decode(open_context(cache_type_k=k, cache_type_v=v), PROMPT) == 0
@@ -83,7 +90,9 @@ def test_flash_attention_goes_by_its_names(open_context, flash_attn):
     assert decode(open_context(flash_attn=flash_attn), PROMPT) == 0
 
 
-def test_a_quantised_v_cache_without_flash_attention_is_refused_with_words(open_context):
+def test_a_quantised_v_cache_without_flash_attention_is_refused_with_words(
+    open_context,
+):
     with pytest.raises(ModelLoadFailed, match="needs flash attention"):
         open_context(cache_type_v="q8_0", flash_attn="off")
 
@@ -221,6 +230,26 @@ def test_a_saved_state_goes_on_where_it_was_in_another_sequence(either):
     assert list(logits_after(either, [7], start=6, seq_id=3)) == pytest.approx(
         list(wanted), abs=1e-3
     )
+
+
+def test_taking_a_state_needs_its_memory_once(context):
+    for start in range(0, 192, 64):
+        decode(context, [10 + i % 50 for i in range(64)], start=start)
+    n_bytes = len(context.state_seq_get(0))
+    tracemalloc.start()
+    saved = context.state_seq_get(0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(saved) == n_bytes and n_bytes <= peak < 1.5 * n_bytes
+
+
+def test_positions_that_are_moved_up_go_on_behind_what_stayed(either):
+    assert either.can_shift
+    decode(either, [*PROMPT, 70, 80])
+    assert either.seq_rm(0, 2, 4)
+    either.seq_add(0, 4, 8, -2)
+    assert either.seq_pos_max(0) == 5
+    assert decode(either, [90], start=6) == 0
 
 
 def test_a_saved_state_cut_short_is_refused_and_leaves_an_empty_sequence(either):

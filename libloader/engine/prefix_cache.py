@@ -15,6 +15,7 @@ Laws:
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple, Union
 
 from libloader.engine.prefix_store import Loading, PrefixStore, Saved
@@ -25,6 +26,7 @@ from libloader.engine.slot import Slot, Slots
 # Fewer tokens than this are computed again rather than waited for, or saved.
 MIN_WORTH_WAITING = 16
 MIN_WORTH_SAVING = 32
+MAX_SAVED_ALIKE = 8  # saved states with the same beginning that are compared, latest first
 
 Holder = Union[Slot, Saved]
 
@@ -59,7 +61,11 @@ class PrefixCache:
         if not sequence.live.request.cache_prompt:
             return None
         n, holders = self._tree.longest(sequence.tokens[:-1])
-        known = max((_known(holder, n, sequence) for holder in holders), key=_worth, default=None)
+        # All slots, but of the saved states only some: they may be thousands with one prefix.
+        candidates: list[Holder] = [slot for slot in self.slots.all if slot in holders]
+        saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
+        candidates += islice(saved, MAX_SAVED_ALIKE)
+        known = max((_known(each, n, sequence) for each in candidates), key=_worth, default=None)
         return known if known is not None and known.n_soon > 0 else None
 
     def known(self, tokens: list[int]) -> tuple[str, int]:
@@ -210,7 +216,7 @@ class PrefixCache:
         if len(slot.tokens) < MIN_WORTH_SAVING or not self._store.takes:
             return
         n, holders = self._tree.longest(slot.tokens)
-        others = [other for other in holders - {slot} if len(other.tokens) >= n]
+        others = [other for other in holders if other is not slot and len(other.tokens) >= n]
         if n == len(slot.tokens) and others:
             for other in others:
                 if isinstance(other, Saved):

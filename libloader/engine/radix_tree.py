@@ -42,7 +42,7 @@ class _Node(Generic[H]):
         self.edge = edge
         self.parent = parent
         self.children: dict[int, _Node[H]] = {}
-        self.holders: set[H] = set()
+        self.holders: dict[H, None] = {}  # in the order in which they came
 
 
 class PrefixTree(Generic[H]):
@@ -58,8 +58,11 @@ class PrefixTree(Generic[H]):
     def __contains__(self, holder: H) -> bool:
         return holder in self._end_of
 
-    def longest(self, tokens: list[int]) -> tuple[int, set[H]]:
-        """Return the longest known prefix's length and a copy of the set of all who hold it."""
+    def longest(self, tokens: list[int]) -> tuple[int, dict[H, None]]:
+        """Return the longest known prefix's length and all who hold it, in order of arrival.
+
+        Not a copy: to be read, before the next change.
+        """
         node, done = self._root, 0
         while done < len(tokens):
             child = node.children.get(tokens[done])
@@ -69,7 +72,7 @@ class PrefixTree(Generic[H]):
             node, done = child, done + matched
             if matched < len(child.edge):
                 break
-        return done, set(node.holders) if done else set()
+        return done, node.holders
 
     def insert(self, tokens: list[int], holder: H) -> None:
         """Make `holder` the holder of `tokens`, and of nothing else."""
@@ -77,7 +80,7 @@ class PrefixTree(Generic[H]):
         node, done = self._root, 0
         while done < len(tokens):
             node, done = self._descend(node, tokens, done)
-            node.holders.add(holder)
+            node.holders[holder] = None
         if node is not self._root:
             self._end_of[holder] = node
 
@@ -85,7 +88,7 @@ class PrefixTree(Generic[H]):
         """Forget `holder`; nodes that nobody else holds go with it."""
         node = self._end_of.pop(holder, None)
         while node is not None and node.parent is not None:
-            node.holders.discard(holder)
+            del node.holders[holder]
             parent = node.parent
             if not node.holders:
                 del parent.children[node.edge[0]]
@@ -106,7 +109,7 @@ class PrefixTree(Generic[H]):
         """Cut `node`'s edge after `n` tokens; return the new upper part."""
         assert node.parent is not None and 0 < n < len(node.edge)
         upper: _Node[H] = _Node(node.edge[:n], node.parent)
-        upper.holders = set(node.holders)
+        upper.holders = dict(node.holders)
         upper.children[node.edge[n]] = node
         node.parent.children[node.edge[0]] = upper
         node.edge, node.parent = node.edge[n:], upper

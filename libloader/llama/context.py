@@ -227,9 +227,11 @@ class Context(Handle):
         """Return the KV cache of one sequence; only the same build and model can take it back."""
         require_in_range("seq_id", seq_id, self.n_seq_max)
         n_bytes = self._lib.llama_state_seq_get_size(self.pointer, seq_id)
-        buffer = ctypes.create_string_buffer(n_bytes)
-        n_written = self._lib.llama_state_seq_get_data(self.pointer, buffer, n_bytes, seq_id)
-        return ctypes.string_at(buffer, n_written)
+        state = _blank_bytes(n_bytes)
+        n_written = self._lib.llama_state_seq_get_data(
+            self.pointer, _address(state), n_bytes, seq_id
+        )
+        return state[:n_written]  # all of it, as a rule: then this is no copy
 
     def state_seq_set(self, seq_id: int, data: bytes) -> bool:
         """Put back what `state_seq_get` gave; False, and an empty sequence, if libllama refuses.
@@ -239,14 +241,28 @@ class Context(Handle):
         """
         require_in_range("seq_id", seq_id, self.n_seq_max)
         self.seq_rm(seq_id, -1, -1)
-        pointer = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
-        n_read = self._lib.llama_state_seq_set_data(self.pointer, pointer, len(data), seq_id)
+        n_read = self._lib.llama_state_seq_set_data(self.pointer, _address(data), len(data), seq_id)
         if not n_read:
             self.seq_rm(seq_id, -1, -1)
             return False
         if self._begun is not None:
             self._begun.add(seq_id)
         return True
+
+
+def _blank_bytes(n: int) -> bytes:
+    """Return `n` bytes for libllama to fill, as CPython allows while nobody else has seen them.
+
+    A buffer of ctypes would have to be copied: a state is many megabytes.
+    """
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+    blank: bytes = make(None, n)
+    return blank
+
+
+def _address(data: bytes) -> Any:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
 
 
 def kv_bytes_per_token(model: Model, settings: EngineSettings) -> int:
