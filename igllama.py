@@ -37,17 +37,27 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple
 
 from libloader import __version__, core, errors, options, service
-from libloader.answers import Collected, Streamed
+from libloader.answers import Checks, Collected, Streamed
 from libloader.chat import template as chat_template
-from libloader.chat.answer import answer_reader, keeps_special
+from libloader.chat.answer import AnswerReader, answer_reader, keeps_special
 from libloader.chat.message import MessageReader
 from libloader.constraint import Constraint, constraint
 from libloader.llama import gguf
-from libloader.protocol import chat, embeddings, fields, models, rerank, strict_json
+from libloader.protocol import (
+    chat,
+    choices,
+    dry_run,
+    embeddings,
+    fields,
+    models,
+    rerank,
+    strict_json,
+)
+from libloader.protocol.sampling import Generation
 from libloader.web import log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
@@ -149,17 +159,27 @@ class ChatWork(NamedTuple):
     """One chat request, ready for the engine, and what it takes to read its answer."""
 
     call: chat.ChatRequest
+    template: chat_template.ChatTemplate
     request: core.Request
     constraint: Constraint
     new_reader: Callable[[], MessageReader]  # one for each choice
 
 
 def chat_completions(app: App, exchange: Exchange) -> None:
-    call = chat.read_request(
-        strict_json.parse_object(exchange.body), seed_source=app.random, strict=is_strict(exchange)
-    )
+    call = read_chat(app, exchange)
     work = chat_work(app, exchange, call)
-    (stream_chat if call.generation.stream else answer_chat)(app, exchange, work)
+    if call.generation.dry_run:
+        settings, warnings = chat_settings(app, work), work.constraint.warnings
+        run_dry(app, exchange, work.request, call.generation, settings, warnings)
+    elif call.generation.stream:
+        stream_chat(app, exchange, work)
+    else:
+        answer_chat(app, exchange, work)
+
+
+def read_chat(app: App, exchange: Exchange) -> chat.ChatRequest:
+    body = strict_json.parse_object(exchange.body)
+    return chat.read_request(body, seed_source=app.random, strict=is_strict(exchange))
 
 
 def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
@@ -170,7 +190,7 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
     limits = constraint(template, prompt, call.use, call.shape, split_reasoning=split)
     request = core.Request(
         id="chatcmpl-" + uuid.uuid4().hex,
-        kind="generate",
+        kind="choose" if call.labels else "generate",
         prompts=(core.Prompt(segments=prompt.segments, add_special=prompt.add_special),),
         n=wanted.n,
         sampling=dataclasses.replace(wanted.sampling, grammar=limits.grammar),
@@ -182,26 +202,43 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
         deadline_s=wanted.deadline_s or app.flags.timeout,
         fair_key=exchange.api_key,
         keep_special=keeps_special(template, with_tools=bool(call.use.tools)),
+        labels=call.labels,
     )
 
     def new_reader() -> MessageReader:
+        if call.labels:
+            return MessageReader(AnswerReader())  # a label is content, whatever it looks like
         reader = answer_reader(template, prompt, tools=call.use.tools, split_reasoning=split)
         return MessageReader(reader, legacy=call.use.is_legacy)
 
-    return ChatWork(call, request, limits, new_reader)
+    return ChatWork(call, template, request, limits, new_reader)
 
 
 def render_chat(
     app: App, template: chat_template.ChatTemplate, call: chat.ChatRequest
 ) -> chat_template.RenderedPrompt:
-    thinking = {"enable_thinking": False} if app.flags.no_think else {}
     return template.render(
         call.messages,
         tools=call.use.tools or None,
         add_generation_prompt=call.add_generation_prompt,
         continue_final_message=call.continue_final_message,
-        kwargs={**thinking, **call.template_kwargs},
+        kwargs=template_kwargs(app, call),
     )
+
+
+def template_kwargs(app: App, call: chat.ChatRequest) -> dict[str, Any]:
+    thinking = {"enable_thinking": False} if app.flags.no_think else {}
+    # Labels are read where the content begins: no thought may come before that.
+    instead = {"enable_thinking": False} if call.labels else {}
+    return {**thinking, **call.template_kwargs, **instead}
+
+
+def apply_template(app: App, exchange: Exchange) -> None:
+    """llama-server's: the prompt that a chat request would get, and nothing is run."""
+    call = read_chat(app, exchange)
+    template = app.template(with_tools=bool(call.use.tools))
+    prompt = render_chat(app, template, call)
+    exchange.reply_json({"prompt": prompt.text}, headers=ignored_headers(call.generation.ignored))
 
 
 def splits_reasoning(app: App, call: chat.ChatRequest) -> bool:
@@ -217,20 +254,26 @@ def answer_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
     submit(app, exchange, request, collected.deliver)
     last = collected.wait()
     readers = [work.new_reader() for _ in range(request.n)]
-    choices = [collected.choice(i, reader) for i, reader in enumerate(readers)]
+    checks = checks_of(work)
+    found = [collected.choice(i, reader, checks) for i, reader in enumerate(readers)]
+    problems = [p for one in found for p in checks.of(one.message, one.finish_reason)]
     body = chat.completion(
-        id=request.id, created=int(time.time()), model=app.name, choices=choices,
+        id=request.id, created=int(time.time()), model=app.name, choices=found,
         usage=last.usage, timings=last.timings,
         n_reasoning=sum(reader.n_reasoning_tokens for reader in readers),
-        warnings=(*work.constraint.warnings, *shape_problems(work.constraint, choices)),
+        warnings=(*checks.warnings, *problems),
     )  # fmt: skip
     exchange.reply_json(body, headers=ignored_headers(work.call.generation.ignored))
 
 
-def shape_problems(limits: Constraint, choices: Sequence[chat.Choice]) -> list[str]:
-    """What is wrong with whole answers that the grammar could not prevent."""
-    whole = [choice.message["content"] for choice in choices if choice.finish_reason == "stop"]
-    return [problem for text in whole for problem in limits.problems(text or "")]
+def checks_of(work: ChatWork) -> Checks:
+    """What is said of the finished messages of a chat request."""
+    limits, labels = work.constraint, work.request.labels
+
+    def extra(done: core.ChoiceDone) -> dict[str, Any]:
+        return choices.probabilities(labels, done.label_logprobs) if labels else {}
+
+    return Checks(limits.problems if limits.needs_check else None, extra, limits.warnings)
 
 
 def stream_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
@@ -240,7 +283,7 @@ def stream_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
         include_usage=wanted.include_usage,
     )  # fmt: skip
     readers = [work.new_reader() for _ in range(request.n)]
-    streamed = Streamed(exchange, chunks, readers, describe_error, work.constraint.warnings)
+    streamed = Streamed(exchange, chunks, readers, describe_error, checks_of(work))
     submit(app, exchange, request, streamed.deliver)
     streamed.run(ignored_headers(wanted.ignored))
 
@@ -258,6 +301,51 @@ def submit(
         )
     app.engine.submit(request, deliver)
     exchange.on_gone(lambda: app.engine.cancel(request.id))
+
+
+def run_dry(
+    app: App,
+    exchange: Exchange,
+    request: core.Request,
+    wanted: Generation,
+    settings: Mapping[str, dry_run.Setting],
+    warnings: Sequence[str] = (),
+) -> None:
+    """Answer any generating request by what it would meet and run with."""
+    collected = Collected(request.n * len(request.prompts))
+    asked = dataclasses.replace(request, id="dry-" + uuid.uuid4().hex, kind="dry_run")
+    submit(app, exchange, asked, collected.deliver)
+    collected.wait()
+    body = dry_run.answer(
+        request, wanted, collected.dry_runs, model=app.name, settings=settings, warnings=warnings
+    )
+    exchange.reply_json(body, headers=ignored_headers(wanted.ignored))
+
+
+def chat_settings(app: App, work: ChatWork) -> dict[str, dry_run.Setting]:
+    """The rows of a dry run that are not every endpoint's: each value, and where it is from."""
+    call, request, template = work.call, work.request, work.template
+    thinks, format_asked = template_kwargs(app, call).get("enable_thinking"), call.reasoning_format
+    given = call.generation.given
+    given_thinks = given if call.labels or "enable_thinking" in call.template_kwargs else ()
+    rows = (
+        # name, value, fields of the request, flag, where from if neither is given
+        ("max_tokens", request.max_tokens, ("max_completion_tokens",), "", "default"),
+        ("timeout", request.deadline_s, ("timeout",), "timeout", "default"),
+        ("top_logprobs", request.top_logprobs, ("logprobs", "n_probs"), "", "default"),
+        ("choices", request.labels, ("choices",), "", "default"),
+        ("chat_template", template.origin, (), "chat_template", "model"),
+        ("enable_thinking", thinks, given_thinks, "no_think", "model"),
+        ("reasoning_format", format_asked or app.flags.reasoning_format, ("reasoning_format",),
+         "reasoning_format", "default"),
+        ("tool_format", template.format.name, (), "tool_format", "model"),
+        ("n_ctx_slot", app.info().n_ctx_slot, (), "ctx_size", "model"),
+    )  # fmt: skip
+    return {
+        name: dry_run.Setting(value, "request" if set(by) & set(given) else origin)
+        for name, value, by, flag, otherwise in rows
+        for origin in ("flag" if flag and options.is_set(app.flags, flag) else otherwise,)
+    }
 
 
 def create_embeddings(app: App, exchange: Exchange) -> None:
@@ -359,6 +447,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/models"): list_models,
     ("GET", "/v1/models/{id}"): get_model,
     ("POST", "/v1/chat/completions"): chat_completions,
+    ("POST", "/apply-template"): apply_template,
     ("POST", "/v1/embeddings"): create_embeddings,
     ("POST", "/embeddings"): create_native_embeddings,
     ("POST", "/embedding"): create_native_embeddings,

@@ -6,7 +6,7 @@ do not know each other. Where the model may think first, the grammar lets it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from libloader.chat.reasoning import Tags
@@ -20,18 +20,35 @@ CALLS = "format-calls"  # rules of schemas keep clear of names that begin so
 
 
 class Constraint(NamedTuple):
-    """`schema` is what the finished text must be checked against, None if the grammar suffices."""
+    """What the finished answer must be checked against, where its grammar does not suffice:
+
+    `schema` its content, `arguments` those of the calls, by function.
+    """
 
     grammar: str = ""
     warnings: tuple[str, ...] = ()
     schema: Any = None
+    arguments: Mapping[str, Any] = {}
 
-    def problems(self, text: str) -> tuple[str, ...]:
-        """Say what is wrong with a finished text that the grammar let pass."""
-        if self.schema is None:
-            return ()
-        found = validate.text_problems(self.schema, text)
-        return tuple(f"the answer does not match its schema: {problem}" for problem in found)
+    @property
+    def needs_check(self) -> bool:
+        return self.schema is not None or bool(self.arguments)
+
+    def problems(self, message: Mapping[str, Any]) -> list[str]:
+        """Say what is wrong with a finished message that the grammar let pass."""
+        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        if message.get("function_call"):
+            calls.append(message["function_call"])
+        found = [
+            f"the arguments of {call['name']} do not match their schema: {problem}"
+            for call in calls
+            if call["name"] in self.arguments
+            for problem in validate.text_problems(self.arguments[call["name"]], call["arguments"])
+        ]
+        if self.schema is not None and not calls:
+            problems = validate.text_problems(self.schema, message.get("content") or "")
+            found += [f"the answer does not match its schema: {problem}" for problem in problems]
+        return found
 
 
 FREE = Constraint()
@@ -49,6 +66,7 @@ def constraint(
 
     A call that is forced goes before a shape: such an answer has no content to be shaped.
     """
+    _check_strict_functions(use)
     tags = _thinking_tags(template, prompt) if split_reasoning else None
     opened = prompt.thinking is not None
     if use.is_forced:
@@ -82,14 +100,31 @@ def _forced_call(
     rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
     text = f"{forced.text}\n{rules.text}"
     gbnf.check(text, param="tools")
-    return Constraint(text, rules.warnings)
+    return Constraint(text, rules.warnings, None, _to_check(use) if rules.needs_check else {})
+
+
+def _to_check(use: ToolUse) -> dict[str, Any]:
+    """Return the schemas of arguments by function."""
+    return {f["name"]: f["parameters"] for f in _functions(use) if f.get("parameters")}
+
+
+def _functions(use: ToolUse) -> list[dict[str, Any]]:
+    return [tool["function"] for tool in use.tools]
+
+
+def _check_strict_functions(use: ToolUse) -> None:
+    """GrammarInvalid, with its path, for what a strict function says and no grammar can."""
+    for i, function in enumerate(_functions(use)):
+        if function.get("strict") is True and function.get("parameters"):
+            path = f"functions[{i}]" if use.is_legacy else f"tools[{i}].function"
+            schemas = {"strict-tool": {"type": "object", **function["parameters"]}}
+            json_schema.embed(schemas, strict=True, param=f"{path}.parameters")
 
 
 def _are_strict(use: ToolUse) -> bool:
     """Whether every function that may be called says `"strict": true`."""
-    functions: Sequence[dict[str, Any]] = [tool["function"] for tool in use.tools]
     return all(
-        f.get("strict") is True for f in functions if not use.names or f["name"] in use.names
+        f.get("strict") is True for f in _functions(use) if not use.names or f["name"] in use.names
     )
 
 
@@ -99,13 +134,15 @@ def _shaped(
     """The answer has its shape, or is calls where the request has tools."""
     rules = json_schema.embed({"answer": shape.schema}, strict=shape.strict, param=shape.param)
     root, texts, warnings = "answer", [rules.text], rules.warnings
+    arguments: Mapping[str, Any] = {}
     if use.tools:
         calls, its_warnings = _calls(template, use)
         root, texts, warnings = f"answer | {CALLS}", [rules.text, calls], warnings + its_warnings
+        arguments = _to_check(use) if its_warnings else {}
     frame = {"root": root} if tags is None else forcing.after_thought(root, tags, opened)
     text = _joined(forcing.written(frame), *texts)
     gbnf.check(text, param=shape.param)
-    return Constraint(text, warnings, shape.schema if rules.needs_check else None)
+    return Constraint(text, warnings, shape.schema if rules.needs_check else None, arguments)
 
 
 def _calls(template: ChatTemplate, use: ToolUse) -> tuple[str, tuple[str, ...]]:

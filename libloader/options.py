@@ -204,6 +204,13 @@ def _from_environment(row: Option, environment: Mapping[str, str]) -> Any:
         raise errors.UsageError(f"{row.variable}: {text!r} is not {row.convert.__name__}") from None
 
 
+def is_set(options: argparse.Namespace, dest: str) -> bool:
+    """Whether a flag, or its variable, says something other than the default."""
+    row = next(row for row in ALL_OPTIONS if row.dest == dest)
+    default = False if row.convert is None else row.default
+    return bool(getattr(options, dest) != default)
+
+
 def help_text(title: str) -> str:
     """What --help prints below `title`: options by group, each with its default."""
     lines = [title, "", f"usage: {USAGE}"]

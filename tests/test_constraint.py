@@ -35,6 +35,11 @@ def constrained(use=None, shape=None, *, name="chatml_tools", kwargs=None, **mor
     return constraint(template, prompt, use, shape, **more)
 
 
+def called(name, parameters, strict=None):
+    function = {"name": name, "parameters": parameters, "strict": strict}
+    return {"type": "function", "function": function}
+
+
 def accepts(found, *texts):
     return [gbnf.matches(found.grammar, text) for text in texts]
 
@@ -103,19 +108,42 @@ def test_a_grammar_is_taken_as_it_is_or_refused_by_its_field():
 def test_what_the_grammar_cannot_say_is_checked_on_the_finished_text():
     found = constrained(shape=Shape("json_schema", {"type": "integer", "not": {"const": 5}}))
     assert len(found.warnings) == 1
-    assert found.problems("4") == ()
-    assert len(found.problems("5")) == 1
-    assert constrained(shape=SHAPE).problems("anything") == ()
+    assert found.needs_check
+    assert found.problems({"content": "4"}) == []
+    assert len(found.problems({"content": "5"})) == 1
+    assert not constrained(shape=SHAPE).needs_check
+
+
+@pytest.mark.parametrize("form", ["tool_calls", "function_call"])
+def test_what_the_grammar_cannot_say_of_arguments_is_checked_in_the_finished_call(form):
+    parameters = {"type": "object", "properties": {"n": {"type": "integer", "not": {"const": 5}}}}
+    use = ToolUse((called("f", parameters), called("g", {})), is_forced=True)
+    found = constrained(use)
+
+    def message(name, arguments):
+        function = {"name": name, "arguments": arguments}
+        return {"content": None, form: [{"function": function}] if form[0] == "t" else function}
+
+    assert found.problems(message("f", '{"n":4}')) == []
+    assert found.problems(message("g", '{"n":5}')) == []
+    (problem,) = found.problems(message("f", '{"n":5}'))
+    assert problem.startswith("the arguments of f do not match their schema: ")
 
 
 @pytest.mark.parametrize(("strict", "is_refused"), [(True, True), (False, False)])
 def test_a_strict_function_refuses_what_cannot_be_enforced(strict, is_refused):
     parameters = {"properties": {"n": {"type": "integer", "not": {"const": 5}}}}
-    function = {"name": "f", "parameters": parameters, "strict": strict}
-    use = ToolUse(({"type": "function", "function": function},), is_forced=True)
+    use = ToolUse((called("g", {}), called("f", parameters, strict)), is_forced=True)
     if not is_refused:
         assert constrained(use).warnings
         return
     with pytest.raises(GrammarInvalid) as caught:
         constrained(use)
-    assert caught.value.param == "tools"
+    assert caught.value.param == "tools[1].function.parameters"
+    assert "#/properties/n: not cannot" in caught.value.message
+
+
+def test_a_strict_function_is_refused_also_where_no_call_is_forced():
+    parameters = {"properties": {"n": {"type": "integer", "not": {"const": 5}}}}
+    with pytest.raises(GrammarInvalid, match="#/properties/n: not cannot"):
+        constrained(ToolUse((called("f", parameters, True),)))

@@ -115,8 +115,37 @@ def test_a_keyword_that_is_only_checked_afterwards_is_a_warning(server):
     said = server.chat("Hello!", json_schema=schema)["warnings"]
     assert said[0].startswith("not at #")
     streamed = server.stream("Hello!", json_schema=schema)
-    # The plain answer may name a second one: that the finished text did not keep to it.
-    assert [event["warnings"] for event in streamed if "warnings" in event] == [said[:1]]
+    told = [event["warnings"] for event in streamed if "warnings" in event]
+    # The last one, if there is one, is that the finished text did not keep to it.
+    assert [warning for warnings in told for warning in warnings] == said
+
+
+FIVE = {"type": "integer", "minimum": 5, "maximum": 5, "not": {"const": 5}}
+
+
+def test_a_finished_stream_that_breaks_its_schema_says_so_in_its_last_chunk(server):
+    schema = {"type": "array", "items": FIVE, "minItems": 1, "maxItems": 1}
+    plain = server.chat("Hello!", json_schema=schema)
+    assert json.loads(plain["choices"][0]["message"]["content"]) == [5]
+    assert plain["warnings"][-1].startswith("the answer does not match its schema: ")
+    streamed = server.stream("Hello!", json_schema=schema, n=2)
+    ends = [e for e in streamed[:-1] if e["choices"] and e["choices"][0]["finish_reason"]]
+    assert [end["warnings"] for end in ends] == [plain["warnings"][-1:]] * 2
+
+
+def test_arguments_that_break_their_schema_are_told_of_plain_and_streamed(server):
+    parameters = {"type": "object", "properties": {"n": FIVE}, "required": ["n"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    fields = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    plain = server.chat("Hello!", **fields)
+    assert plain["choices"][0]["finish_reason"] == "tool_calls"
+    assert plain["warnings"][-1].startswith("the arguments of f do not match their schema: ")
+    streamed = server.stream("Hello!", **fields)
+    assert streamed[-2]["warnings"] == plain["warnings"][-1:]
+    tool["function"]["strict"] = True
+    status, answer = server.post("/v1/chat/completions", {"messages": ASK, **fields})
+    assert (status, answer["error"]["param"]) == (400, "tools[0].function.parameters")
+    assert "#/properties/n: not cannot" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize("seed", range(5))

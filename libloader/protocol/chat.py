@@ -6,6 +6,7 @@ No sockets and no clock: `created` and ids come from the caller.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from libloader import core
 from libloader.errors import FieldUnsupported
-from libloader.protocol import fields, sampling, shape, tools
+from libloader.protocol import choices, fields, sampling, shape, tools
 from libloader.protocol.fields import Field, boolean, integer, list_of, mapping, one_of, string
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -25,6 +26,7 @@ CHAT_FIELDS = (
     Field("messages", list_of(mapping, MAX_MESSAGES, 1)),
     Field("logprobs", boolean, False),
     Field("top_logprobs", integer(0, 20)),
+    Field("n_probs", integer(0, 20), 0),
     Field("chat_template_kwargs", mapping),
     Field("add_generation_prompt", boolean, True),
     Field("continue_final_message", boolean, False),
@@ -45,6 +47,7 @@ class ChatRequest:
     template_kwargs: dict[str, Any]
     use: tools.ToolUse = field(default_factory=tools.ToolUse)
     shape: shape.Shape | None = None
+    labels: tuple[str, ...] = ()  # if any, the answer is one of these
     reasoning_format: str = ""  # none, deepseek or auto; "" = the server's
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -65,6 +68,7 @@ def read_request(
         CHAT_FIELDS,
         tools.TOOL_FIELDS,
         shape.SHAPE_FIELDS,
+        choices.CHOICES_FIELDS,
         sampling.SAMPLING_FIELDS,
         sampling.GENERATION_FIELDS,
         strict=strict,
@@ -74,12 +78,18 @@ def read_request(
     generation = sampling.read_generation(
         values, seed_source=seed_source, defaults=defaults or core.Sampling()
     )
+    use, wanted_shape = tools.read_tools(values), shape.read_shape(values)
+    labels = choices.read_choices(values, use, wanted_shape)
+    if labels:
+        ignored = (*generation.ignored, *choices.without_effect(values))
+        generation = dataclasses.replace(generation, ignored=ignored)
     return ChatRequest(
         messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(values["messages"])),
         generation=generation,
         template_kwargs=_template_kwargs(values),
-        use=tools.read_tools(values),
-        shape=shape.read_shape(values),
+        use=use,
+        shape=wanted_shape,
+        labels=labels,
         reasoning_format=values["reasoning_format"] or "",
         add_generation_prompt=values["add_generation_prompt"],
         continue_final_message=values["continue_final_message"],
@@ -147,6 +157,11 @@ def _template_kwargs(values: fields.Values) -> dict[str, Any]:
 
 
 def _top_logprobs(values: fields.Values) -> int:
+    """OpenAI's two fields, or llama-server's one. The numbers are the model's own, before any
+    sampler or grammar: so does llama-server, and so the chance of a forced token is told truly.
+    """
+    if values["n_probs"] and not values["logprobs"]:
+        return int(values["n_probs"])
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise fields.invalid("top_logprobs", 'sent together with "logprobs": true')
     return (values["top_logprobs"] or 0) if values["logprobs"] else -1
@@ -192,11 +207,12 @@ def _alternative(entry: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Choice:
-    """One finished choice of a plain answer."""
+    """One finished choice of a plain answer; `extra` are fields beside OpenAI's."""
 
     message: dict[str, Any]
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def completion(
@@ -229,11 +245,18 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         "message": choice.message,
         "logprobs": choice.logprobs,
         "finish_reason": choice.finish_reason,
+        **choice.extra,
     }
 
 
 def dumps(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _with_warnings(chunk: bytes, warnings: Sequence[str]) -> bytes:
+    if not warnings:
+        return chunk
+    return b"%b,%b" % (chunk[:-1], dumps({"warnings": list(warnings)})[1:])
 
 
 class Chunks:
@@ -251,10 +274,14 @@ class Chunks:
 
     def first(self, index: int, warnings: Sequence[str] = ()) -> bytes:
         """The chunk that begins a choice; `warnings` only if there are any."""
-        chunk = self.delta(index, {"role": "assistant", "content": ""})
-        if not warnings:
-            return chunk
-        return b"%b,%b" % (chunk[:-1], dumps({"warnings": list(warnings)})[1:])
+        return _with_warnings(self.delta(index, {"role": "assistant", "content": ""}), warnings)
+
+    def last(
+        self, index: int, reason: str, extra: dict[str, Any], warnings: Sequence[str] = ()
+    ) -> bytes:
+        """The chunk that ends a choice; `extra` are fields beside OpenAI's."""
+        choice = {"index": index, "delta": {}, "finish_reason": reason, **extra}
+        return _with_warnings(self._of(choice), warnings)
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
         content = json.dumps(text, ensure_ascii=False).encode()
@@ -275,7 +302,9 @@ class Chunks:
         logprobs: dict[str, Any] | None = None,
     ) -> bytes:
         extra = {} if logprobs is None else {"logprobs": logprobs}
-        choice = {"index": index, "delta": delta, **extra, "finish_reason": finish_reason}
+        return self._of({"index": index, "delta": delta, **extra, "finish_reason": finish_reason})
+
+    def _of(self, choice: dict[str, Any]) -> bytes:
         return b'%b,"choices":[%b%b' % (self._head, dumps(choice), self._tail)
 
     def usage(self, usage: core.Usage, timings: dict[str, float], n_reasoning: int = 0) -> bytes:

@@ -86,6 +86,7 @@ GENERATION_FIELDS = (
     Field("stream_options", fields.mapping),
     Field("cache_prompt", boolean, True),
     Field("n_keep", integer(-1, MAX_INT), 0),
+    Field("dry_run", boolean, False),
     Field("timeout", number(0.001, 86400), 0.0, ("deadline_s",)),
     Field("model", string(1024), ""),
     Field("user", string(1024), ""),
@@ -106,7 +107,9 @@ class Generation:
     cache_prompt: bool = True
     n_keep: int = 0
     deadline_s: float = 0.0
+    dry_run: bool = False  # say what would run, and run nothing
     ignored: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()  # names of the fields that the client sent
 
 
 def read_generation(
@@ -127,7 +130,9 @@ def read_generation(
         cache_prompt=values["cache_prompt"],
         n_keep=values["n_keep"],
         deadline_s=values["timeout"],
+        dry_run=values["dry_run"],
         ignored=values.ignored,
+        given=values.given,
     )
 
 
