@@ -2,14 +2,16 @@
 
     [ id | logit | p ][ id | logit | p ] ...      four bytes each; samplers reorder and cut it
 
-Filling is two strided copies, about 1 ms for 150,000 tokens, with the GIL: only what cannot go
+Filling is two strided copies, about 2 ms for 150,000 tokens, with the GIL: only what cannot go
 through llama_sampler_sample does it, that is a grammar's second choice and log probabilities.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,26 +22,31 @@ N_TOP = 20  # alternatives per token that a request may ask for
 
 
 class Candidates:
-    """An array over tokens 0..n_tokens-1; belongs to Python, nothing to close."""
+    """An array of at most `room` tokens; belongs to Python, nothing to close."""
 
-    def __init__(self, lib: Any, n_tokens: int) -> None:
-        self._lib, self._n_tokens = lib, n_tokens
-        self._storage = (ctypes.c_float * (3 * n_tokens))()
+    def __init__(self, lib: Any, room: int) -> None:
+        self._lib, self._room = lib, room
+        self._storage = (ctypes.c_float * (3 * room))()
         raw = memoryview(self._storage).cast("B")
         self._floats, self._ids = raw.cast("f"), raw.cast("i")
-        numbers = (ctypes.c_int32 * n_tokens)(*range(n_tokens))
-        self._numbered = memoryview(numbers).cast("B").cast("i")
         self._array = lib.TokenDataArray()
         self._array.data = ctypes.addressof(self._storage)
         self.pointer = ctypes.byref(self._array)
 
     def fill(self, logits: Any) -> None:
-        """Take all tokens with the logits that a pointer from `Context.logits_pointer` shows."""
-        size = ctypes.c_float * self._n_tokens
+        """Take tokens 0..room-1 with the logits that a `Context.logits_pointer` shows."""
+        size = ctypes.c_float * self._room
         view = memoryview(ctypes.cast(logits, ctypes.POINTER(size)).contents)
-        self._ids[0::3] = self._numbered
+        self._ids[0::3] = _numbers(self._room)
         self._floats[1::3] = view.cast("B").cast("f")
-        self._restart()
+        self._restart(self._room)
+
+    def fill_some(self, tokens: array[int], logits: array[float]) -> None:
+        """Take these tokens, each with its logit."""
+        end = 3 * len(tokens)
+        self._ids[0:end:3] = memoryview(tokens)
+        self._floats[1:end:3] = memoryview(logits)
+        self._restart(len(tokens))
 
     def forbid(self, tokens: Iterable[int]) -> None:
         """Give tokens the logit -inf; only while the array is in the order of `fill`."""
@@ -47,12 +54,16 @@ class Candidates:
             self._floats[3 * token + 1] = -math.inf
 
     def fill_one(self, token: int) -> None:
-        """Be an array of one, with logit 0."""
+        """Take one token, with logit 0. Hot."""
         self._ids[0], self._floats[1], self._floats[2] = token, 0.0, 0.0
-        self._restart()
+        self._restart(1)
 
-    def _restart(self) -> None:
-        self._array.size, self._array.selected, self._array.sorted = self._n_tokens, -1, False
+    def _restart(self, n_tokens: int) -> None:
+        self._array.size, self._array.selected, self._array.sorted = n_tokens, -1, False
+
+    def logits(self) -> list[float]:
+        """Return the logits in the order of the array."""
+        return self._floats[1 : 3 * self._array.size : 3].tolist()
 
     def apply(self, sampler: Any) -> None:
         self._lib.llama_sampler_apply(sampler, self.pointer)
@@ -74,6 +85,12 @@ class Candidates:
         """Return (token, logit, p) of one place."""
         at = 3 * index
         return self._ids[at], self._floats[at + 1], self._floats[at + 2]
+
+
+@functools.lru_cache(maxsize=1)
+def _numbers(end: int) -> memoryview:
+    """Return 0..end-1. Made once: counting to 150,000 takes longer than a token."""
+    return memoryview(array("i", range(end)))
 
 
 def init_softmax(lib: Any, n_vocab: int) -> Any:

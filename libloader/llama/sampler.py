@@ -5,7 +5,7 @@ repetition, truncation, temperature, and last the one that picks. The grammar is
 have to run first, over the whole vocabulary, for each token. Instead
 
     pick a token without it  ->  does the grammar allow this one?  ->  yes: done
-                                         no: mask the vocabulary with the grammar, pick again
+                                         no: pick again, among what it allows (gate.py)
 
 Laws:
 - A chain ends in exactly one sampler that picks; without one libllama aborts.
@@ -22,15 +22,13 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 from libloader.core import Sampling
-from libloader.errors import FieldInvalid, FieldUnsupported, GrammarInvalid, NanLogits
-from libloader.llama.candidates import Candidates
+from libloader.errors import FieldInvalid, FieldUnsupported, NanLogits
 from libloader.llama.context import Context
+from libloader.llama.gate import Gate
 from libloader.llama.handle import Handle
 from libloader.llama.model import Model
 from libloader.llama.vocab import Vocab
-from libloader.llama.wholetext import WholeText
 
-GRAMMAR_ROOT = b"root"
 MIROSTAT_M = 100  # tokens that estimate the distribution; llama.cpp's and the paper's value
 LAST_SEED = 0xFFFFFFFE  # 0xFFFFFFFF is LLAMA_DEFAULT_SEED and means: draw one
 
@@ -186,7 +184,7 @@ class SamplerChain(Handle):
         self._lib, self._model, self._sampling = model.lib, model, sampling
         rows = _rows(self._lib, sampling)
         setup = Setup(self._lib, model.vocab, sampling, n_ctx)
-        self._grammar = _Grammar(model, sampling) if sampling.grammar else None
+        self._gate = Gate(model, sampling) if sampling.grammar else None
         pointer = self._lib.llama_sampler_chain_init(self._lib.chain_params())
         super().__init__("sampler chain", pointer, self._lib.llama_sampler_free, parent=model)
         for row in rows:
@@ -194,7 +192,6 @@ class SamplerChain(Handle):
             self._lib.llama_sampler_chain_add(pointer, sampler)
         self._remembers = any(row.remembers for row in rows)
         self._n_history = max(row.window(setup) for row in rows)
-        self._candidates: Candidates | None = None
 
     def sample(self, context: Context, row: int) -> int:
         """Choose and accept the token that follows `row` of the last batch of `context`.
@@ -205,10 +202,10 @@ class SamplerChain(Handle):
         logits = context.logits_pointer(row)
         if math.isnan(logits[0]):
             raise NanLogits("the model produced no numbers (NaN) for the next token")
-        if self._grammar is None:
+        if self._gate is None:
             token = self._lib.llama_sampler_sample(self.pointer, context.pointer, row)
         else:
-            token = self._sample_by_grammar(context, row, logits, self._grammar)
+            token = self._sample_by_grammar(context, row, logits, self._gate)
         if token < 0 or not math.isfinite(logits[token]):
             raise NanLogits("the model produced no finite number for the token it prefers")
         return int(token)
@@ -216,8 +213,8 @@ class SamplerChain(Handle):
     def accept(self, token: int) -> None:
         """Take a token that was chosen elsewhere; GrammarInvalid if the grammar forbids it."""
         self._model.vocab.require(token)
-        if self._grammar is not None:
-            self._grammar.accept(token)
+        if self._gate is not None:
+            self._gate.accept(token)
         self._lib.llama_sampler_accept(self.pointer, token)
 
     def accept_prompt(self, tokens: Sequence[int]) -> None:
@@ -229,96 +226,29 @@ class SamplerChain(Handle):
     def reset(self) -> None:
         """Start anew, as for another completion with the same sampling."""
         self._lib.llama_sampler_reset(self.pointer)
-        if self._grammar is not None:
-            self._grammar.reset()
+        if self._gate is not None:
+            self._gate.reset()
 
     def close(self) -> None:
-        if self._grammar is not None:
-            self._grammar.close()
+        if self._gate is not None:
+            self._gate.close()
         super().close()
 
-    def _sample_by_grammar(self, context: Context, row: int, logits: Any, grammar: _Grammar) -> int:
+    def _sample_by_grammar(self, context: Context, row: int, logits: Any, gate: Gate) -> int:
         lib = self._lib
         before = lib.llama_sampler_clone(self.pointer) if self._remembers else None
         token: int = lib.llama_sampler_sample(self.pointer, context.pointer, row)
-        if grammar.allows(token):
+        if gate.allows(token):
             if before:
                 lib.llama_sampler_free(before)
         else:
             if before:  # the chain has accepted the refused token: go back to before
                 lib.llama_sampler_free(self._pointer)
                 self._pointer = before
-            token = self._sample_masked(logits, grammar)
+            token = gate.choose(self.pointer, logits)
             lib.llama_sampler_accept(self.pointer, token)
-        grammar.accept(token)
+        gate.step(token)
         return token
-
-    def _sample_masked(self, logits: Any, grammar: _Grammar) -> int:
-        """Pick among the tokens that the grammar allows; nothing is accepted yet."""
-        if self._candidates is None:
-            self._candidates = Candidates(self._lib, self._model.vocab.n_tokens)
-        candidates = self._candidates
-        candidates.fill(logits)
-        best = grammar.mask(candidates)
-        token = candidates.choose(self.pointer)
-        # The chain may pick a masked token where its own rules left nothing else, such as
-        # ignore_eos where only the end is allowed: then the grammar wins.
-        return token if grammar.allows(token) else best
-
-
-class _Grammar(Handle):
-    """Owner of a grammar sampler: which tokens may follow, by a GBNF text checked before."""
-
-    def __init__(self, model: Model, sampling: Sampling) -> None:
-        lib, raw = model.lib, sampling.grammar.encode("utf-8", "replace")
-        if b"\0" in raw:
-            raise GrammarInvalid("the grammar contains a NUL character", param="grammar")
-        pointer = lib.llama_sampler_init_grammar(model.vocab.pointer, raw, GRAMMAR_ROOT)
-        if not pointer:
-            raise GrammarInvalid("libllama cannot parse this grammar", param="grammar")
-        super().__init__("grammar", pointer, lib.llama_sampler_free, parent=model)
-        self._lib = lib
-        self._greedy = lib.llama_sampler_init_greedy()
-        self._one = Candidates(lib, 1)
-        self._text = WholeText(model.vocab, sampling.shows_special)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._lib.llama_sampler_free(self._greedy)
-        super().close()
-
-    def reset(self) -> None:
-        self._lib.llama_sampler_reset(self.pointer)
-        self._text.reset()
-
-    def allows(self, token: int) -> bool:
-        if not self._text.allows(token):
-            return False
-        self._one.fill_one(token)
-        self._one.apply(self.pointer)
-        return self._one.entry(0)[1] > -math.inf
-
-    def accept(self, token: int) -> None:
-        """Step over `token`; GrammarInvalid if it is forbidden (in C that is an abort)."""
-        if not self.allows(token):
-            raise GrammarInvalid(f"the grammar does not allow token {token} here", param="grammar")
-        self._lib.llama_sampler_accept(self.pointer, token)
-        self._text.accept(token)
-
-    def mask(self, candidates: Candidates) -> int:
-        """Set forbidden tokens to -inf and return the best allowed one."""
-        for tokens in self._text.forbidden():
-            candidates.forbid(tokens)
-        candidates.apply(self.pointer)
-        refused: set[int] = set()
-        while True:  # few rounds: what broken text `forbidden` does not list is rare
-            best = candidates.choose(self._greedy)
-            if self.allows(best):
-                return best
-            if best in refused:
-                raise GrammarInvalid("no token fits the grammar here", param="grammar")
-            refused.add(best)
-            candidates.forbid([best])
 
 
 def _biases(vocab: Vocab, sampling: Sampling) -> list[tuple[int, float]]:
@@ -345,6 +275,7 @@ def _rows(lib: Any, sampling: Sampling) -> list[Row]:
     for row in rows:
         if row.capability and not lib.has(row.capability):
             raise FieldUnsupported(
-                f"{row.param}: this libllama ({lib.release}) has no such sampler", param=row.param
+                f"{row.param}: this libllama ({lib.release}) has no such sampler",
+                param=row.param,
             )
     return [row for row in rows if not row.hazard or lib.hazard(row.hazard)]

@@ -10,28 +10,18 @@ Laws:
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 from libloader.errors import FieldInvalid, PromptTooLong
 from libloader.llama.gguf import GGUFFile
 from libloader.llama.handle import Handle
+from libloader.llama.token_tree import TokenTree
 
 PIECE_BYTES = 64  # room for almost every token; a longer one is asked for again
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 CONTROL = 3  # in tokenizer.ggml.token_type
-CONTINUATION, LEAD = b"\x80", b"\xc0"  # first bytes of their kinds in UTF-8
-WRONG_LEADS = bytes([0xC0, 0xC1, *range(0xF5, 0x100)])
 WORDPIECE = "bert"  # in tokenizer.ggml.model
 EXTRA_TOKENS = 16  # what add_special may add around the text
-
-
-class Spelling(NamedTuple):
-    """Tokens by how their bytes begin: what may not follow where a character is (not) complete."""
-
-    hidden: frozenset[int]  # control tokens that end nothing: their text is not shown
-    continuing: list[int]  # begin with a continuation byte of UTF-8
-    not_continuing: list[int]
-    wrong: list[int]  # begin with a byte that UTF-8 does not have
 
 
 class Vocab:
@@ -46,8 +36,9 @@ class Vocab:
         self.eot: int = lib.llama_vocab_eot(self._pointer)
         self.adds_bos: bool = bool(lib.llama_vocab_get_add_bos(self._pointer))
         self._control_tokens: tuple[int, ...] | None = None
+        self._hidden_tokens: frozenset[int] | None = None
         self._special_tokens: tuple[str, ...] | None = None
-        self._spelling: Spelling | None = None
+        self._tree: TokenTree | None = None
 
     @property
     def pointer(self) -> Any:
@@ -139,14 +130,15 @@ class Vocab:
         return tuple(sorted({t for t in (*self.control_tokens, *ends) if self.is_eog(t)}))
 
     @property
-    def spelling(self) -> Spelling:
-        """Which tokens begin how; looks at every token once, half a second for 150,000."""
-        if self._spelling is None:
-            heads = list(enumerate(self.piece(token)[:1] for token in range(self.n_tokens)))
-            self._spelling = Spelling(
-                frozenset(t for t in self.control_tokens if not self.is_eog(t)),
-                [t for t, head in heads if CONTINUATION <= head < LEAD],
-                [t for t, head in heads if head and not CONTINUATION <= head < LEAD],
-                [t for t, head in heads if head and head in WRONG_LEADS],
-            )
-        return self._spelling
+    def hidden_tokens(self) -> frozenset[int]:
+        """Ids of the control tokens that end nothing: their text is not shown."""
+        if self._hidden_tokens is None:
+            self._hidden_tokens = frozenset(t for t in self.control_tokens if not self.is_eog(t))
+        return self._hidden_tokens
+
+    @property
+    def tree(self) -> TokenTree:
+        """The tokens by prefix; made when first asked for, half a second for 150,000."""
+        if self._tree is None:
+            self._tree = TokenTree(map(self.piece, range(self.n_tokens)), self.hidden_tokens)
+        return self._tree

@@ -11,7 +11,6 @@ Laws: one `WholeText` per sequence; it never forbids a token that ends the gener
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
 
 from libloader.llama.vocab import Vocab
 
@@ -23,7 +22,7 @@ class WholeText:
     """
 
     def __init__(self, vocab: Vocab, shows_special: bool) -> None:
-        self._vocab, self._spelling = vocab, vocab.spelling
+        self._vocab, self._hidden = vocab, vocab.hidden_tokens
         self._shows_special = shows_special
         self._pending = b""
 
@@ -37,19 +36,14 @@ class WholeText:
     def reset(self) -> None:
         self._pending = b""
 
-    def forbidden(self) -> Iterable[Iterable[int]]:
-        """Return most tokens that `allows` refuses now, in lists that need no test per token."""
-        if not self._shows_special:
-            yield self._spelling.hidden
-        if self._pending:
-            yield self._spelling.not_continuing
-        else:
-            yield self._spelling.continuing
-            yield self._spelling.wrong
+    @property
+    def is_inside(self) -> bool:
+        """True while the last character is not complete."""
+        return bool(self._pending)
 
     def _after(self, token: int) -> bytes | None:
         """Return the incomplete bytes behind `token`; None if it does not belong here."""
-        if token in self._spelling.hidden and not self._shows_special:
+        if token in self._hidden and not self._shows_special:
             return None
         raw = self._pending + self._vocab.piece(token, special=self._shows_special)
         try:
