@@ -27,7 +27,7 @@ class Candidates:
     def __init__(self, lib: Any, room: int) -> None:
         self._lib, self._room = lib, room
         self._storage = (ctypes.c_float * (3 * room))()
-        raw = memoryview(self._storage).cast("B")
+        raw: Any = memoryview(self._storage).cast("B")  # typeshed knows no memoryview of floats
         self._floats, self._ids = raw.cast("f"), raw.cast("i")
         self._array = lib.TokenDataArray()
         self._array.data = ctypes.addressof(self._storage)
@@ -63,7 +63,7 @@ class Candidates:
 
     def logits(self) -> list[float]:
         """Return the logits in the order of the array."""
-        return self._floats[1 : 3 * self._array.size : 3].tolist()
+        return list(self._floats[1 : 3 * self._array.size : 3])
 
     def apply(self, sampler: Any) -> None:
         self._lib.llama_sampler_apply(sampler, self.pointer)
