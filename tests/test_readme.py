@@ -51,7 +51,11 @@ def curl(line: str, server: Served, tmp_path: Path) -> None:
     words = [w.replace("http://127.0.0.1:8080", server.url) for w in shlex.split(line)]
     done = run(*words)
     assert done.returncode == 0
-    assert json.loads(done.stdout)["choices"] if "/v1/chat" in line else "curl" in done.stdout
+    if " -d " not in line:
+        assert "curl" in done.stdout
+        return
+    answer = json.loads(done.stdout)
+    assert answer["prompt"] if "choices" not in answer else answer["choices"][0]["message"]
 
 
 def prints(line: str, server: Served, tmp_path: Path) -> None:

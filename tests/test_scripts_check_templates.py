@@ -8,6 +8,7 @@ import sys
 import pytest
 from jinja_reference import NOW
 
+from libloader.chat.builtin_templates import TEMPLATES
 from scripts import check_templates
 
 SOURCE = (
@@ -83,5 +84,18 @@ def test_a_template_that_does_not_parse_fails_everywhere(folder, monkeypatch, ca
 def test_times_are_printed_beside_jinja2s(folder, monkeypatch, capsys):
     assert run(folder, monkeypatch, "--time") == 0
     out = capsys.readouterr().out
-    for label in ("render time / jinja2's: median", "parse ms: median", "ms of 50 turns: median"):
+    for label in ("render time / jinja2's: median", "parse ms: median", "50 turns, 1 templates: "):
         assert label in out
+
+
+def test_without_a_folder_a_long_conversation_is_timed_in_the_built_in_templates(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["check_templates.py", "--time"])
+    monkeypatch.setattr(check_templates, "N_TURNS", 2)
+    monkeypatch.setattr(check_templates, "best_ms", lambda function: 1.0 if function() else 0.0)
+    assert check_templates.main() == 0
+    n = len(TEMPLATES)
+    assert capsys.readouterr().out.startswith(
+        f"2 turns, {n} templates: median 1.00 ms, jinja2 1.00"
+    )
