@@ -1,10 +1,12 @@
 """Grammars in libllama: what the pocket model writes under a schema parses and validates.
 
-One seed per schema by default; IGLLAMA_SCHEMA_SEEDS=20 is the full proof (minutes).
+One seed per schema by default; IGLLAMA_SCHEMA_SEEDS=20 IGLLAMA_SCHEMA_TOKENS=256 is the full proof
+(minutes), whose count pytest prints with -s.
 """
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 from pathlib import Path
@@ -39,12 +41,22 @@ def engine(native_library):
     if not POCKET.exists():
         pytest.skip("there is no pocket model")
     lib = os.environ.get("IGLLAMA_LIB", "")
+    n_parallel = max(4, min(N_SEEDS, 20))
     settings = EngineSettings(
-        model=str(POCKET), lib=lib, n_ctx=1024, n_parallel=4, n_threads=1, cache_ram_mib=0
-    )
+        model=str(POCKET), lib=lib, n_ctx=n_parallel * (MAX_TOKENS + 160),
+        n_parallel=n_parallel, n_threads=1, cache_ram_mib=0,
+    )  # fmt: skip
     built = build_engine(settings)
     yield built
     built.close()
+
+
+@pytest.fixture(scope="module")
+def tally():
+    """Count what became of the answers: valid, or cut by the token limit."""
+    reasons = collections.Counter()
+    yield reasons
+    print(f"\n{len(CASES)} schemas x {N_SEEDS} seeds, {MAX_TOKENS} tokens: {dict(reasons)}")
 
 
 def generate(engine, grammar, seeds, max_tokens=MAX_TOKENS, **sampling):
@@ -69,11 +81,12 @@ def generate(engine, grammar, seeds, max_tokens=MAX_TOKENS, **sampling):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_what_the_model_writes_under_a_schema_is_valid(engine, case):
+def test_what_the_model_writes_under_a_schema_is_valid(engine, tally, case):
     grammar = json_schema.to_grammar(case.schema)
     compiled = gbnf.compile_text(grammar.text, max_bytes=1 << 20)
     for text, reason in generate(engine, grammar.text, range(N_SEEDS)):
         matcher = gbnf.Matcher(compiled)
+        tally["valid" if reason == "stop" else f"cut: {case.name}"] += 1
         if reason == "length":  # the limit may fall inside a character
             text = text.rstrip("\ufffd")
         assert matcher.feed(text) == len(text), text

@@ -308,10 +308,14 @@ def _plain_number(compiler: Compiler, parts: Parts, bounds: choices.Bounds) -> N
         bounds.low, bounds.high, open_low=bounds.low_open, open_high=bounds.high_open
     )
     if node == NEVER and not choices.is_empty(bounds):  # too fine, or too far, for plain digits
-        for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-            _report(compiler, parts, keyword)
+        _report_limits(compiler, parts)
         return numbers.NUMBER
     return node
+
+
+def _report_limits(compiler: Compiler, parts: Parts) -> None:
+    for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        _report(compiler, parts, keyword)
 
 
 def _whole(
@@ -322,7 +326,7 @@ def _whole(
     for other in steps:
         step = step * other // math.gcd(step, other)
     if step == 1:
-        return numbers.INTEGER if low is None and high is None else numbers.integers(low, high)
+        return _in_range(compiler, parts, low, high)
     if low is not None and high is not None and (high - low) // step < MAX_LISTED:
         first = -(-low // step) * step
         return alt(*(Text(str(value)) for value in range(first, high + 1, step)))
@@ -331,7 +335,17 @@ def _whole(
         machine = compiler.writer.machine(step, is_signed=low is None)
         return expr.alt(Text("0"), machine) if not low else machine
     _report(compiler, parts, "multipleOf")
-    return numbers.integers(low, high)
+    return _in_range(compiler, parts, low, high)
+
+
+def _in_range(compiler: Compiler, parts: Parts, low: int | None, high: int | None) -> Node:
+    if low is None and high is None:
+        return numbers.INTEGER
+    node = numbers.integers(low, high)
+    if node == NEVER and (low is None or high is None or low <= high):
+        _report_limits(compiler, parts)
+        return numbers.INTEGER
+    return node
 
 
 def _string(compiler: Compiler, parts: Parts, hint: str) -> Node:

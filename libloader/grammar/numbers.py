@@ -32,6 +32,7 @@ from libloader.grammar.expr import (
 
 SIGNIFICANT = 15
 MAX_INTEGER = 10**19 - 1
+MAX_LIMIT = 10**40 - 1  # of the limits that a schema sets
 N_MACHINE_DIGITS = 7
 MAX_STEPS = 100  # endings that are listed one by one
 DIGIT = Chars(((0x30, 0x39),))
@@ -49,10 +50,15 @@ NUMBER = seq(
 
 
 def integers(low: int | None, high: int | None) -> Node:
-    """Return the whole numbers from `low` to `high` in at most 19 digits."""
-    low = -MAX_INTEGER if low is None else max(low, -MAX_INTEGER)
-    high = MAX_INTEGER if high is None else min(high, MAX_INTEGER)
-    negative = seq("-", _naturals(max(1, -high), -low)) if low < 0 else NEVER
+    """Return the whole numbers from `low` to `high`; an open end stops at 19 digits, if it can.
+
+    Nothing is written beyond MAX_LIMIT: NEVER if that is all there is.
+    """
+    low = -max(MAX_INTEGER, -10 * (high or 0)) if low is None else low
+    high = max(MAX_INTEGER, 10 * low) if high is None else high
+    low, high = max(low, -MAX_LIMIT), min(high, MAX_LIMIT)
+    below_zero = _naturals(max(1, -high), -low)
+    negative = seq("-", below_zero) if below_zero != NEVER else NEVER
     return alt(negative, _naturals(max(0, low), high))
 
 

@@ -8,7 +8,7 @@ Laws: a path is a JSON pointer with a # before it; the document is only read, ne
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, NoReturn, Union
 from urllib.parse import unquote, urldefrag, urljoin
@@ -25,8 +25,9 @@ TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 
 
 def is_number(value: object) -> bool:
+    """Say whether a value is a number that a double can hold."""
     is_plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_plain and math.isfinite(value)  # type: ignore[arg-type]
+    return is_plain and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def is_integer(value: object) -> bool:
