@@ -101,6 +101,7 @@ def test_the_prompt_is_computed_once_for_all_labels():
     events = ask(bench, *labels, prompt=range(60))
     n_walks = len({label[:3] for label in labels})
     # each walk: the prompt's last token again, and its label but for the last token
+    assert bench.engine.figures()["n_batches"] <= 60 / 16 + 2 + n_walks
     assert bench.context.n_decoded <= 60 + n_walks * (1 + 3)
     assert next(e for e in events if isinstance(e, RequestDone)).usage.n_cached == 0
 
@@ -121,6 +122,14 @@ def test_a_memory_that_cannot_be_cut_gives_the_same_numbers():
     for _ in range(2):
         found = done(ask(Bench(FakeContext(can_cut=False)), *labels)).label_logprobs
         assert found == pytest.approx(expected)
+
+
+def test_the_tokens_of_all_labels_are_decoded_in_one_batch():
+    bench = Bench()
+    ask(bench, "abcdefgh", "ijklmnop", prompt=range(40))
+    # Seven tokens of each label; in front of the second's, the prompt's last once more.
+    assert [len(batch) for batch in bench.context.batches] == [16, 16, 8, 7 + 8]
+    assert "draft_n" not in bench.of("r", RequestDone)[0].timings
 
 
 def test_others_go_on_beside_it():
@@ -193,22 +202,23 @@ def test_a_space_that_the_vocabulary_puts_before_a_text_is_another_way_to_the_sa
 
 def test_a_choose_request_that_runs_out_of_time_fails_and_leaves_nothing():
     bench = Bench(n_parallel=1)
-    bench.submit("r", list(PROMPT), kind="choose", labels=("one", "two"), deadline_s=5.0)
+    bench.submit("r", list(range(40)), kind="choose", labels=("one", "two"), deadline_s=5.0)
     bench.step(2)
     bench.clock.pass_s(6.0)
     bench.run()
-    (failed,) = bench.of("r")
+    failed = bench.of("r")[-1]
     assert isinstance(error_from_wire(failed.error), QueueFull)
     assert bench.engine.idle
 
 
 def test_a_cancelled_choose_request_leaves_nothing():
     bench = Bench()
-    bench.submit("r", list(PROMPT), kind="choose", labels=("one", "two", "three"))
+    bench.submit("r", list(range(40)), kind="choose", labels=("one", "two", "three"))
     bench.step(2)
+    assert bench.engine.n_running > 0
     bench.engine.cancel("r")
-    bench.run()
-    assert bench.of("r") == []
+    bench.step()
+    assert bench.of("r", ChoiceDone, RequestDone, RequestFailed) == []
     assert bench.engine.n_running == 0
 
 

@@ -19,8 +19,9 @@ A vocabulary may spell a label in two ways: SentencePiece's puts a space before 
 text. Both are paths to the same label, and count together.
 
 Only nodes with children need the model. One *walk* reads those on its way down, each with a row of
-logits; several walks share the prompt by the prefix cache. Labels of one token need no step at all
-beside the prompt's.
+logits; several walks share the prompt by the prefix cache. Where the memory can be cut, a walk's
+tokens are decoded in one batch, as guesses that are always right; else one by one. Labels of one
+token need no step at all beside the prompt's.
 """
 
 from __future__ import annotations
@@ -120,6 +121,25 @@ class Walk:
 
     def close(self) -> None:
         """Nothing native is held."""
+
+
+class Foresight:
+    """Guesses what a walk will sample, and is right: so all of its rows are in one batch."""
+
+    n_drafted = n_accepted = 0  # this is no speculation, so there is nothing to tell of it
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+
+    def push(self, token: int) -> None:
+        """The walk itself knows where it is."""
+
+    def guess(self, n_max: int, price: float) -> list[int]:
+        ahead = self._walk.nodes[self._walk.depth + 1 :]
+        return [node.token for node in ahead[: max(0, n_max)]]
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        """Nothing is wrong, so there is nothing to learn."""
 
 
 class Choosing:

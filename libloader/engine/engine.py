@@ -36,7 +36,7 @@ from libloader.core import (
     TokenEvent,
     TokensEvent,
 )
-from libloader.engine.choosing import Choosing, Walk
+from libloader.engine.choosing import Choosing, Foresight, Walk
 from libloader.engine.decoding import Decoding
 from libloader.engine.embedder import Embedder, Input
 from libloader.engine.ports import (
@@ -258,7 +258,7 @@ class Engine:
         live.choosing = choosing
         for index, walk in enumerate(choosing.walks):
             sequence = Sequence(live, index, prompt, len(prompt) + len(walk.nodes))
-            sequence.chain = walk
+            sequence.chain, sequence.lookup = walk, Foresight(walk)
             sequence.is_counted = index > 0
             sequence.number = self._n_arrived = self._n_arrived + 1
             live.sequences.append(sequence)

@@ -25,7 +25,7 @@ from libloader.engine.detokenizer import Detokenizer
 from libloader.engine.ports import ChainPort
 from libloader.engine.prefix_store import Loading
 from libloader.engine.slot import Slot
-from libloader.engine.speculate import Lookup
+from libloader.engine.speculate import Guesser
 
 STOP, LENGTH = "stop", "length"
 LEAST_FORGETTABLE = 4  # tokens of a context that no request can keep
@@ -66,7 +66,7 @@ class Sequence:
         self.loading: Loading | None = None  # the saved state that this one waits for
         self.n_shared = 0  # tokens to be had from `leader`
         self.number = 0  # order of arrival, over all requests
-        self.lookup: Lookup | None = None  # guesses the next tokens, if that is wanted
+        self.lookup: Guesser | None = None  # guesses the next tokens, if that is wanted
         self.draft: list[int] = []  # what is guessed to follow `tokens`, in the batch of this step
         self.told_s = math.inf  # when its last token was
         self.is_counted = False  # what it found in the KV cache is in the request's n_cached

@@ -18,6 +18,7 @@ Laws:
 from __future__ import annotations
 
 from struct import Struct
+from typing import Protocol
 
 MATCHES = (4, 3)  # lengths of the last tokens that are looked for, best first
 LONGEST = 16  # tokens guessed at once
@@ -27,6 +28,17 @@ WINDOW = 1 << 15  # tokens that are searched, from the end
 
 _TOKEN = Struct("<i")
 _BYTES = _TOKEN.size
+
+
+class Guesser(Protocol):
+    """Who says what may come next in one sequence; see Lookup for the terms."""
+
+    n_drafted: int
+    n_accepted: int
+
+    def push(self, token: int) -> None: ...
+    def guess(self, n_max: int, price: float) -> list[int]: ...
+    def learn(self, n_guessed: int, n_right: int) -> None: ...
 
 
 class Lookup:
