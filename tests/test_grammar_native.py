@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from libloader.core import (
     TokenEvent,
 )
 from libloader.engine.build import build_engine
+from libloader.errors import GrammarInvalid
 from libloader.grammar import gbnf, json_schema, validate
 
 pytestmark = pytest.mark.native
@@ -139,8 +141,44 @@ def test_libllama_reads_every_grammar_that_the_checker_lets_pass(engine):
                   + ["r14 ::= [a]"]),
         'root ::= "a"{2000}',
         "root ::= " + " ".join(["[a-z]*"] * 12) + ' "."',
-        'root ::= ("a"?){0,50} "b"',
+        'root ::= ("a"?){0,10} "b"',
     ):  # fmt: skip
         gbnf.check(text)
         ((written, _),) = generate(engine, text, [0], max_tokens=4)
         assert gbnf.matcher(text).feed(written) == len(written)
+
+
+PIECES = ['"a"', '"ab"', "[a-z]", "[^a]", ".", "( ", " )", "*", "+", "?", "{2,3}", "{0,40}", " | ",
+          " b", " c", '"\\""', '"é"', '""']  # fmt: skip
+
+
+def random_grammar(rng):
+    def body():
+        return "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 12)))
+
+    return f"root ::= {body()}\nb ::= {body()}\nc ::= [0-9] {body()}\n"
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("IGLLAMA_FUZZ_ROUNDS", "4"))))
+def test_libllama_survives_every_random_grammar_that_the_checker_lets_pass(engine, seed):
+    rng, n_served = random.Random(seed), 0
+    while n_served < 25:
+        text = random_grammar(rng)
+        try:
+            gbnf.check(text)
+        except GrammarInvalid:
+            continue
+        n_served += 1
+        request = Request(
+            "random", "generate", (Prompt(((QUESTION, True),)),),
+            sampling=Sampling(seed=seed, grammar=text, temperature=TEMPERATURE), max_tokens=12,
+        )  # fmt: skip
+        engine.submit(request)
+        written = ""
+        while not engine.idle:
+            for event in engine.step():
+                written += event.text if isinstance(event, TokenEvent) else ""
+                if isinstance(event, RequestFailed):
+                    assert event.error["name"] == "GrammarInvalid", event.error
+        written = written.rstrip("\ufffd")
+        assert gbnf.matcher(text).feed(written) == len(written), text

@@ -174,11 +174,12 @@ class Matcher:
         self._alternatives = [a for alternatives in grammar.rules for a in alternatives]
         numbers = iter(range(len(self._alternatives)))
         self._of_rule = [[next(numbers) for _ in rule] for rule in grammar.rules]
+        self._names = grammar.names
         self._frames: list[Frame] = []
         self._numbers: dict[Frame, int] = {}
         self._next: dict[int, tuple[frozenset[int], bool]] = {}
         starts = [(alternative, 0, BOTTOM) for alternative in self._of_rule[grammar.root]]
-        self._stacks, self.is_complete = self._closure(starts)
+        self.stacks, self.is_complete = self._closure(starts)
 
     def feed(self, text: str) -> int:
         """Read on and return how many characters fit; from the first misfit on, nothing does."""
@@ -190,17 +191,53 @@ class Matcher:
     def _step(self, code: int) -> bool:
         stacks: set[int] = set()
         is_complete = False
-        for number in self._stacks:
-            alternative, at, _ = self._frames[number]
-            element = self._alternatives[alternative][at]
-            if isinstance(element, Chars) and element.accepts(code):
+        for number in self.stacks:
+            if self.chars_of(number).accepts(code):
                 after, can_end = self._after(number)
                 stacks |= after
                 is_complete |= can_end
         if len(stacks) > MAX_STACKS:
             raise GrammarInvalid(f"the grammar reads this text in over {MAX_STACKS} ways")
-        self._stacks, self.is_complete = frozenset(stacks), is_complete
+        self.stacks, self.is_complete = frozenset(stacks), is_complete
         return bool(stacks) or is_complete
+
+    def place_of(self, number: int) -> tuple[int, int]:
+        """Return (alternative, position in it) of a stack's top, whatever is below."""
+        return self._frames[number][:2]
+
+    def skip_literal(self, number: int) -> int:
+        """Return the last stack that single characters in a row lead to from this one."""
+        alternative, at, below = self._frames[number]
+        elements, end = self._alternatives[alternative], at
+        while end + 1 < len(elements) and isinstance(elements[end + 1], Chars):
+            end += 1
+        return self._push((alternative, end, below)) if end > at else number
+
+    def depth_of(self, number: int) -> int:
+        """Return how many frames a stack has."""
+        n_frames = 0
+        while number != BOTTOM:
+            n_frames, number = n_frames + 1, self._frames[number][2]
+        return n_frames
+
+    def alternative_of(self, number: int) -> int:
+        return self._frames[number][0]
+
+    def chars_of(self, number: int) -> Chars:
+        """Return the characters that may come next on a stack."""
+        alternative, at, _ = self._frames[number]
+        element = self._alternatives[alternative][at]
+        assert isinstance(element, Chars), "a stack has a character on top"
+        return element
+
+    def after(self, number: int) -> frozenset[int]:
+        """Return the stacks that follow once a character was read from this one."""
+        return self._after(number)[0]
+
+    def owner_of(self, alternative: int) -> str:
+        """Return the name of the rule, in the text, that an alternative comes from."""
+        rule = next(i for i, numbers in enumerate(self._of_rule) if alternative in numbers)
+        return self._names[rule]
 
     def _after(self, number: int) -> tuple[frozenset[int], bool]:
         if number not in self._next:

@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 
 from libloader.errors import GrammarInvalid
 from libloader.grammar import charset
+from libloader.grammar.ambiguity import Survey
 from libloader.grammar.expr import ANY_CHAR, Alt, Chars, Node, Ref, Repeat, Seq, Text, write
 from libloader.grammar.flat import FlatGrammar, Matcher
 
@@ -96,6 +97,7 @@ def compile_text(
     rules = Parser(text, param).rules()
     flat = _flattened(rules, param)
     _check_recursion(flat, rules, param)
+    _check_ambiguity(flat, rules, param)
     return flat
 
 
@@ -145,6 +147,18 @@ def _check_recursion(flat: FlatGrammar, rules: dict[str, Rule], param: str) -> N
     for name, problem in problems:
         if name is not None:
             raise GrammarInvalid(f"line {rules[name].line}: rule {name!r} {problem}", param=param)
+
+
+def _check_ambiguity(flat: FlatGrammar, rules: dict[str, Rule], param: str) -> None:
+    matcher = Matcher(flat)
+    alternative = Survey(matcher).first_too_many()
+    if alternative is not None:
+        name = matcher.owner_of(alternative)
+        raise GrammarInvalid(
+            f"line {rules[name].line}: what rule {name!r} begins can be read in too many"
+            " ways; let neighbouring repetitions differ in their characters",
+            param=param,
+        )
 
 
 class Parser:
