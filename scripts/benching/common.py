@@ -1,0 +1,101 @@
+"""What all rows need: the options of this run, its processes, alternating repeats.
+
+Law: the sides of a ratio take turns, repeat by repeat, so that noise hits both alike.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from benching import client, processes
+from benching.client import Target
+from benching.table import Row
+
+RowMaker = Callable[["Run"], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the benchmark. `models` maps S and M to files; M may be missing."""
+
+    models: Mapping[str, str]
+    lib: str
+    threads: int  # 0 = by model: S leaves one core to front and client, M takes all
+    repeats: int
+    seconds: float  # no row begins another repeat after so long
+    quick: bool = False
+    against: Target | None = None
+
+    def threads_for(self, model: str) -> int:
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return self.threads or (n_cores if model == "M" else max(1, n_cores - 1))
+
+    def flags(self, model: str, *more: str) -> list[str]:
+        """Return the flags of server and raw loop alike."""
+        lib = ["--lib", self.lib] if self.lib else []
+        return [self.models[model], *lib, "-t", str(self.threads_for(model)), *more]
+
+    def tokens(self, n: int) -> int:
+        return max(8, n // 4) if self.quick else n
+
+    def rounds(self, at_most: int = 1000) -> Iterator[int]:
+        """Count repeats, at least one, until there are enough or the row's time is up."""
+        began = time.monotonic()
+        for number in range(min(self.repeats, at_most)):
+            if number and time.monotonic() - began > self.seconds:
+                return
+            yield number
+
+    @contextmanager
+    def server(
+        self, model: str, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> Iterator[Target]:
+        with processes.our_server(self.flags(model, *flags), environment) as target:
+            yield target
+
+    @contextmanager
+    def sides(self, model: str, *flags: str) -> Iterator[Sides]:
+        """Our server, the raw loop with the same flags, and the other server if there is one."""
+        with ExitStack() as stack:
+            ours = stack.enter_context(self.server(model, *flags))
+            raw = stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
+            yield Sides(ours, raw, self.against)
+
+
+@dataclass(frozen=True)
+class Sides:
+    ours: Target
+    raw: processes.RawLoop
+    against: Target | None
+
+    @property
+    def servers(self) -> Sequence[Target]:
+        return [self.ours] if self.against is None else [self.ours, self.against]
+
+
+class Figures:
+    """Figures by server: ours first."""
+
+    def __init__(self, n_servers: int) -> None:
+        self._of: list[list[float]] = [[] for _ in range(n_servers)]
+
+    def add(self, server: int, figure: float) -> None:
+        self._of[server].append(figure)
+
+    @property
+    def ours(self) -> list[float]:
+        return self._of[0]
+
+    @property
+    def against(self) -> list[float]:
+        return self._of[1] if len(self._of) > 1 else []
+
+
+def warm_up(target: Target, n_streams: int, **fields: Any) -> None:
+    """Let everything run once that is made at its first use: threads, contexts, templates."""
+    client.run_calls([client.chat(target, f"warm up {i}", 8, **fields) for i in range(n_streams)])

@@ -1,0 +1,205 @@
+"""Rows of what serving costs beside the tokens: gaps, the pipe, the start, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from benching import arithmetic, client, processes, prose
+from benching.arithmetic import middle
+from benching.client import Target
+from benching.common import Figures, RowMaker, Run, warm_up
+from benching.prefixes import words_for
+from benching.table import Row, at_most, row
+
+HOOKS = Path(__file__).resolve().parent / "hooks"
+
+
+# ---- a long prompt beside a running stream ----
+
+LONG_TOKENS = 4000
+
+
+def gap(model: str) -> RowMaker:
+    def rows(run: Run) -> Iterator[Row]:
+        if model not in run.models:
+            return
+        flags = ("-np", "2", "-c", "4608")
+        with run.sides(model, *flags) as sides:
+            figures, gaps, alone = Figures(len(sides.servers)), [], []
+            for target in sides.servers:
+                warm_up(target, 2)
+            n_words = words_for(sides.ours, LONG_TOKENS)
+            for number in run.rounds():
+                for server, target in enumerate(sides.servers):
+                    chunk_s = middle(sides.raw.ask("prefill", n=LONG_TOKENS)["chunk_s"])
+                    gap_s, alone_s = largest_gaps(target, n_words, number)
+                    figures.add(server, gap_s / chunk_s)
+                    if server == 0:
+                        gaps.append(gap_s)
+                        alone.append(alone_s)
+        words = f"largest gap of a stream while a {LONG_TOKENS}-token prompt comes / one n_ubatch"
+        words += f" of it; {middle(gaps) * 1e3:.0f} ms, alone {middle(alone) * 1e3:.0f} ms"
+        yield row(f"gap {model}", figures.ours, words, at_most(1.0), figures.against)
+
+    return rows
+
+
+def largest_gaps(target: Target, n_words: int, number: int) -> tuple[float, float]:
+    """Return the largest gap of a running stream, in seconds: with a long prompt, and before it.
+
+    With log probabilities each token is a chunk of its own: half characters hide none.
+    """
+    running = client.chat(target, f"round {number}", 500, logprobs=True, top_logprobs=0)
+    long = client.chat(target, prose.words(n_words, ("long", number)), 1, stream=False)
+    load = client.Load()
+    load.add(running)
+    load.add_when(lambda: len(running.parts) > 40, lambda: long)
+    load.run()
+    times = [when for when, part in running.parts for _ in range(part.count(b'"logprobs":{'))]
+    before = arithmetic.largest_gap(times, times[0], long.sent_at)
+    return arithmetic.largest_gap(times, long.sent_at, long.ended_at), before
+
+
+# ---- the pipe between front and engine child ----
+
+
+def channel(run: Run) -> Iterator[Row]:
+    """What the pipe costs a decode step of 16 streams, counted inside the live processes."""
+    n_tokens = run.tokens(256)
+    shares, costs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.pathsep.join([str(HOOKS), str(processes.ROOT)])
+        environment = {"PYTHONPATH": path, "IGLLAMA_BENCH_COUNTERS": folder}
+        with run.server("S", "-np", "16", "-c", "512", environment=environment) as target:
+            warm_up(target, 16)
+            for number in run.rounds():
+                before = sums(folder)
+                elapsed = sixteen_streams(target, number, n_tokens)
+                spent = {name: b - a for name, a, b in zipped(before, sums(folder))}
+                n_steps = int(spent["child calls"])
+                piped = spent["child"] + spent["feed"] + spent["check"]
+                microseconds, share = arithmetic.cost_of_steps(piped, n_steps, elapsed)
+                shares.append(share)
+                costs.append((microseconds, spent["child"] / n_steps * 1e6))
+    both, in_child = (middle(column) for column in zip(*costs))
+    words = f"CPU of the pipe / time of a step, 16 streams on S: {both:.0f} us a step"
+    yield row("channel", shares, f"{words}, {in_child:.0f} of them in the child", at_most(0.015))
+    yield isolation_row(run, n_tokens)
+
+
+def isolation_row(run: Run, n_tokens: int) -> Row:
+    flags = ("-np", "16", "-c", "512")
+    ratios = []
+    with run.server("S", *flags) as child, run.server("S", *flags, "--isolation", "none") as thread:
+        for target in (child, thread):
+            warm_up(target, 16)
+        for number in run.rounds():
+            in_child_s = sixteen_streams(child, number, n_tokens)
+            ratios.append(sixteen_streams(thread, number, n_tokens) / in_child_s)
+    words = "tok/s with the engine in a child / in a thread of the front, 16 streams on S"
+    return row("channel isolation", ratios, words)
+
+
+def sixteen_streams(target: Target, number: int, n_tokens: int) -> float:
+    """Return the seconds from the first token to the last."""
+    texts = [prose.words(12, (number, i)) for i in range(16)]
+    calls = [client.chat(target, text, n_tokens) for text in texts]
+    client.run_calls(calls)
+    times = [call.text_times() for call in calls]
+    return max(each[-1] for each in times) - min(each[0] for each in times)
+
+
+def sums(folder: str) -> dict[str, float]:
+    """Return what all processes have counted, after they have written it down once more."""
+    time.sleep(1.1)
+    total: dict[str, float] = {}
+    for path in Path(folder).glob("*.json"):
+        for name, (n_calls, seconds) in json.loads(path.read_text()).items():
+            total[name] = total.get(name, 0.0) + seconds
+            total[f"{name} calls"] = total.get(f"{name} calls", 0.0) + n_calls
+    return total
+
+
+def zipped(
+    before: Mapping[str, float], after: Mapping[str, float]
+) -> Iterator[tuple[str, float, float]]:
+    return ((name, before.get(name, 0.0), after[name]) for name in after)
+
+
+# ---- the start ----
+
+
+def start(run: Run) -> Iterator[Row]:
+    """Seconds from the command to /health ok, and to the first token."""
+    for model in run.models:
+        ready, answered = [], []
+        for number in run.rounds():
+            began = time.perf_counter()
+            port = processes.free_port()
+            with processes.starting(run.flags(model, "-c", "512", "-p", str(port))) as pid:
+                target = Target("127.0.0.1", port, pid)
+                processes.wait_until(lambda target=target: is_well(target))
+                ready.append(time.perf_counter() - began)
+                client.first_token_s(target, f"Hello {number}")
+                answered.append(time.perf_counter() - began)
+        yield row(f"start {model}", ready, "seconds from the command to the first /health ok")
+        yield row(f"start-token {model}", answered, "seconds from the command to the first token")
+
+
+def is_well(target: Target) -> bool:
+    with suppress(OSError, ValueError, IndexError):
+        return client.get(target, "/health")[0] == 200
+    return False
+
+
+# ---- memory ----
+
+MEMORY_GOAL_MB = 80
+REPACKED = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
+
+
+def memory(run: Run) -> Iterator[Row]:
+    """Memory of front and child above weights and KV cache, with 8 slots at work."""
+    model = "M" if "M" in run.models else "S"
+    above, parts = [], []
+    for number in run.rounds(at_most=2):
+        with tempfile.TemporaryFile("w+") as log:
+            flags = run.flags(model, "-np", "8", "-c", "512", "--log-level", "info")
+            with processes.our_server(flags, log=log) as target:
+                client.run_calls(
+                    [client.chat(target, prose.words(150, (number, i)), 32) for i in range(8)]
+                )
+                used = [processes.memory_of(pid, run.models[model])
+                        for pid in processes.family(target.pid)]  # fmt: skip
+                log.seek(0)
+                copies = weight_copies(log.read())
+                kv = kv_bytes(target.said)
+        n_bytes = arithmetic.memory_above(used, copies, kv)
+        above.append(n_bytes / 1e6)
+        parts.append((sum(each.pss for each in used), copies, kv))
+    pss, copies, kv = (middle(column) / 1e6 for column in zip(*parts))
+    words = (
+        f"MB: PSS of front and child without the model file's pages, - repacked weights "
+        f"{copies:.0f} - KV cache {kv:.0f} (PSS of all {pss:.0f}); 8 slots after 8 streams"
+    )
+    yield row(f"memory {model}", above, words, at_most(MEMORY_GOAL_MB))
+
+
+def weight_copies(log: str) -> int:
+    """Return the bytes of model buffers that are no mapping of the file, as libllama logs them."""
+    sizes = [float(size) for name, size in REPACKED.findall(log) if "Mapped" not in name]
+    return int(sum(sizes) * 2**20)
+
+
+def kv_bytes(said: str) -> int:
+    found = re.search(r"KV cache ([\d.]+) MiB", said)
+    if found is None:
+        raise SystemExit(f"no size of the KV cache in: {said}")
+    return int(float(found.group(1)) * 2**20)

@@ -1,0 +1,264 @@
+"""Rows of throughput: tokens or texts per second over HTTP, as ratios."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benching import arithmetic, client, prose
+from benching.arithmetic import middle
+from benching.client import Call, Load, Target
+from benching.common import Figures, RowMaker, Run, Sides, warm_up
+from benching.table import Goal, Row, at_least, at_most, row
+
+N_TOKENS = 128  # of each stream
+PROMPT_WORDS = 12
+SAMPLED = {"temperature": None, "seed": 7}  # the server's defaults: 0.8, top-k, top-p, min-p
+GRAMMAR = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "note",
+        "schema": {
+            "type": "object",
+            "properties": {"text": {"type": "string"}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+# ---- streams against the raw loop ----
+
+
+def streams(n_streams: int, model: str, goal: float = 0.0, **fields: Any) -> RowMaker:
+    """Make the rows of `n_streams` at once, streamed and plain."""
+    wanted = at_least(goal) if goal else None
+    name = f"streams-{n_streams}{'-sampled' if fields else ''} {model}"
+
+    def rows(run: Run) -> Iterator[Row]:
+        if model not in run.models:
+            return
+        with run.sides(model, "-np", str(n_streams), "-c", "512") as sides:
+            yield from streams_rows(run, sides, name, n_streams, wanted, fields)
+
+    return rows
+
+
+def streams_rows(
+    run: Run, sides: Sides, name: str, n_streams: int, goal: Goal | None, fields: Mapping[str, Any]
+) -> Iterator[Row]:
+    n_tokens = run.tokens(N_TOKENS)
+    figures = [Figures(len(sides.servers)) for _ in "sp"]
+    rates: list[tuple[float, float]] = []
+    for target in sides.servers:
+        warm_up(target, n_streams, **fields)
+    raw_rates(sides, n_streams, 16, 8, fields)
+    for number in run.rounds():
+        for server, target in enumerate(sides.servers):
+            n_prompt, streamed, plain = served_rates(target, n_streams, n_tokens, number, fields)
+            raw_decode, raw_whole = raw_rates(sides, n_streams, n_prompt, n_tokens, fields)
+            figures[0].add(server, streamed / raw_decode)
+            figures[1].add(server, plain / raw_whole)
+            rates += [(streamed, raw_decode)] if server == 0 else []
+    ours, raw = (middle(column) for column in zip(*rates))
+    words = f"tok/s streamed / raw loop: {ours:.0f} of {raw:.0f}"
+    yield row(name, figures[0].ours, words, goal, figures[0].against)
+    words = "whole plain answers / raw prefill + decode"
+    yield row(f"{name} plain", figures[1].ours, words, goal, figures[1].against)
+
+
+def served_rates(
+    target: Target, n_streams: int, n_tokens: int, number: int, fields: Mapping[str, Any]
+) -> tuple[int, float, float]:
+    """Return (prompt tokens of one, tok/s while streams come, tok/s of whole plain answers)."""
+    kinds = []
+    for stream in (True, False):
+        texts = [prose.words(PROMPT_WORDS, (number, stream, i)) for i in range(n_streams)]
+        calls = [client.chat(target, text, n_tokens, stream=stream, **fields) for text in texts]
+        elapsed = client.run_calls(calls)
+        kinds.append((calls, elapsed))
+    (streamed, _), (plain, plain_s) = kinds
+    arrivals = [call.text_times() for call in streamed]
+    counts = [call.counts() for call in streamed]
+    rate = arithmetic.rate_while_it_comes(arrivals, [each["completion_tokens"] for each in counts])
+    n_plain = sum(call.counts()["completion_tokens"] for call in plain)
+    return counts[0]["prompt_tokens"], rate, n_plain / plain_s
+
+
+def raw_rates(
+    sides: Sides, n_streams: int, n_prompt: int, n_tokens: int, fields: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Return (tok/s of the raw decode loop, tok/s with its prefill)."""
+    body = client.chat_body("x", n_tokens, **fields)
+    times = sides.raw.ask(
+        "decode", n_streams=n_streams, n_prompt=n_prompt, n_tokens=n_tokens, body=body
+    )
+    decode_s, whole_s = times["decode_s"], times["prefill_s"] + times["decode_s"]
+    return n_streams * (n_tokens - 1) / decode_s, n_streams * n_tokens / whole_s
+
+
+# ---- ragged arrivals ----
+
+RAGGED_SLOTS = 16
+FULL_POINTS = (2, 4, 6, 8, 10, 12, 16)  # numbers of streams whose full-batch step is measured
+
+
+def ragged(run: Run) -> Iterator[Row]:
+    """16 clients with random lengths and pauses, so that about half of the slots are idle."""
+    with run.server("S", "-np", str(RAGGED_SLOTS), "-c", "512") as ours:
+        servers = [ours] if run.against is None else [ours, run.against]
+        figures, n_busy = Figures(len(servers)), []
+        for number in run.rounds():
+            for server, target in enumerate(servers):
+                full = {n: full_step_s(run, target, n) for n in FULL_POINTS}
+                arrivals = ragged_arrivals(run, target, number, full[RAGGED_SLOTS // 2])
+                ratio, busy = arithmetic.ragged_ratio(arrivals, full)
+                figures.add(server, ratio)
+                n_busy += [busy] if server == 0 else []
+    words = (
+        f"time per step / full-batch step of as many, {middle(n_busy):.1f} of {RAGGED_SLOTS} busy"
+    )
+    yield row("ragged", figures.ours, words, at_most(1.1), figures.against)
+
+
+def full_step_s(run: Run, target: Target, n_streams: int) -> float:
+    """Return the time of a step with `n_streams` that came together and stay together."""
+    n_tokens = run.tokens(40)
+    texts = [prose.words(PROMPT_WORDS, ("full", n_streams, i)) for i in range(n_streams)]
+    calls = [client.chat(target, text, n_tokens) for text in texts]
+    client.run_calls(calls)
+    n_each = [call.counts()["completion_tokens"] for call in calls]
+    return n_streams / arithmetic.rate_while_it_comes([call.text_times() for call in calls], n_each)
+
+
+def ragged_arrivals(run: Run, target: Target, seed: int, step_s: float) -> list[arithmetic.Arrival]:
+    """Let each client ask, rest about as long as its answer took, and ask again."""
+    rng = random.Random(seed)
+    n_left = [run.tokens(12) // 2 for _ in range(RAGGED_SLOTS)]
+    client_of: dict[int, int] = {}
+
+    def ask(number: int) -> Call:
+        text = prose.words(PROMPT_WORDS, (seed, number, n_left[number]))
+        call = client.chat(target, text, rng.randint(12, 60))
+        client_of[id(call)] = number
+        return call
+
+    def go_on(call: Call) -> None:
+        number = client_of[id(call)]
+        n_left[number] -= 1
+        if n_left[number] > 0:
+            load.add_later(rng.uniform(12, 60) * step_s, lambda: ask(number))
+
+    load = Load(go_on)
+    for number in range(RAGGED_SLOTS):
+        load.add_later(rng.uniform(0, 60) * step_s, lambda number=number: ask(number))
+    load.run()
+    return [(when, client_of[id(call)]) for call in load.calls for when in call.text_times()]
+
+
+# ---- one server's flag or field against the same without ----
+
+
+def grammar(run: Run) -> Iterator[Row]:
+    """Constrained against free output: a JSON string that the model fills as it likes."""
+    model = "M" if "M" in run.models else "S"
+    n_tokens = run.tokens(N_TOKENS)
+    with run.server(model, "-np", "1", "-c", "512") as ours:
+        servers = [ours] if run.against is None else [ours, run.against]
+        figures = Figures(len(servers))
+        for target in servers:
+            warm_up(target, 1, response_format=GRAMMAR)
+        for number in run.rounds():
+            for server, target in enumerate(servers):
+                text = prose.words(PROMPT_WORDS, number)
+                free = stream_rate(target, text, n_tokens)
+                bound = stream_rate(target, text, n_tokens, response_format=GRAMMAR)
+                figures.add(server, bound / free)
+    words = f"tok/s under a JSON schema / free, one stream of {n_tokens}"
+    yield row(f"grammar {model}", figures.ours, words, at_least(0.95), figures.against)
+
+
+def stream_rate(target: Target, text: str, n_tokens: int, **fields: Any) -> float:
+    call = client.chat(target, text, n_tokens, **fields)
+    client.run_calls([call])
+    n = call.counts()["completion_tokens"]
+    return arithmetic.rate_while_it_comes([call.text_times()], [n])
+
+
+WITH_LOOKUP, WITHOUT_LOOKUP = ("--lookup",), ()
+# The pull towards one token makes an answer that repeats itself; a high temperature one that never
+# does. Both are the same work for the model, whatever its weights.
+LOOKUP_KINDS: tuple[tuple[str, float, dict[str, Any], str], ...] = (
+    ("lookup repetitive", 1.8, {}, "greedy text that repeats"),
+    ("lookup varied", 0.97, {"temperature": 1.5, "seed": 11, "top_k": 0, "top_p": 1, "min_p": 0},
+     "text without repetition"),
+)  # fmt: skip
+
+
+def lookup(run: Run) -> Iterator[Row]:
+    """Prompt lookup on against off, on text that repeats itself and on text that does not."""
+    model = "M" if "M" in run.models else "S"
+    n_tokens = run.tokens(N_TOKENS)
+    flags = ("-np", "1", "-c", "1024")
+    with (
+        run.server(model, *flags, *WITH_LOOKUP) as on,
+        run.server(model, *flags, *WITHOUT_LOOKUP) as off,
+    ):
+        for target in (on, off):
+            warm_up(target, 1)
+        for name, goal, fields, what in LOOKUP_KINDS:
+            ratios, accepted = [], []
+            for number in run.rounds():
+                text = prose.repetitive(12) + str(number)
+                with_it = client.chat(on, text, n_tokens, **fields)
+                client.run_calls([with_it])
+                counts = with_it.counts()
+                ratios.append(
+                    arithmetic.rate_while_it_comes(
+                        [with_it.text_times()], [counts["completion_tokens"]]
+                    )
+                    / stream_rate(off, text, n_tokens, **fields)
+                )
+                accepted.append(counts["draft_n_accepted"] / n_tokens)
+            words = f"tok/s with lookup / without, {what}; {middle(accepted):.0%} were guessed"
+            yield row(f"{name} {model}", ratios, words, at_least(goal))
+
+
+# ---- embeddings ----
+
+
+def embeddings(n_texts: int, n_words: int, goal: float = 0.0) -> RowMaker:
+    """Make the rows of one request with `n_texts` inputs against the raw packed loop."""
+    wanted = at_least(goal) if goal else None
+
+    def rows(run: Run) -> Iterator[Row]:
+        with run.sides("S", "-np", "4", "-c", "512") as sides:
+            for form in ("base64", "float"):
+                yield embeddings_row(run, sides, n_texts, n_words, form, wanted)
+
+    return rows
+
+
+def embeddings_row(
+    run: Run, sides: Sides, n_texts: int, n_words: int, form: str, goal: Goal | None
+) -> Row:
+    figures = Figures(len(sides.servers))
+    for target in sides.servers:
+        embeddings_ratio(sides, target, ["warm", "up"], form)
+    for number in run.rounds():
+        texts = [prose.words(n_words, (number, i)) for i in range(n_texts)]
+        for server, target in enumerate(sides.servers):
+            figures.add(server, embeddings_ratio(sides, target, texts, form))
+    words = f"texts/s over HTTP / raw packed loop, {n_texts} texts of {n_words} words, {form}"
+    return row(f"embeddings-{n_texts} {form}", figures.ours, words, goal, figures.against)
+
+
+def embeddings_ratio(sides: Sides, target: Target, texts: list[str], form: str) -> float:
+    call = Call(target, "/v1/embeddings", {"input": texts, "encoding_format": form})
+    served_s = client.run_calls([call])
+    if call.data.count(b'"embedding":') != len(texts):
+        raise SystemExit(f"no embeddings: {call.data[:600]!r}")
+    raw_s: float = sides.raw.ask("embed", texts=texts)["seconds"]
+    return raw_s / served_s
