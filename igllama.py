@@ -55,14 +55,15 @@ from libloader.protocol import (
     fields,
     models,
     rerank,
+    sampling,
     strict_json,
 )
-from libloader.protocol.sampling import Generation
 from libloader.web import log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
 from libloader.web.server import Exchange, Server
 
+NO_ADVICE = sampling.Defaults()
 HTTP_STACK_BYTES = 4 << 20  # of each connection's thread; only touched pages count
 
 
@@ -110,12 +111,18 @@ def describe_error(exc: BaseException) -> Reply:
 class App:
     """The engine, the chat template and names. Handlers run in many threads and only read it."""
 
-    def __init__(self, flags: argparse.Namespace, engine: service.Engine) -> None:
+    def __init__(
+        self,
+        flags: argparse.Namespace,
+        engine: service.Engine,
+        defaults: sampling.Defaults = NO_ADVICE,
+    ) -> None:
         self.flags = flags
         self.engine = engine
         self.name = options.engine_settings(flags).alias
         self.created = int(time.time())
         self.random = random.SystemRandom()
+        self.defaults = defaults
         self._templates: dict[str, chat_template.ChatTemplate] = {}
         self._template_lock = threading.Lock()
 
@@ -179,7 +186,12 @@ def chat_completions(app: App, exchange: Exchange) -> None:
 
 def read_chat(app: App, exchange: Exchange) -> chat.ChatRequest:
     body = strict_json.parse_object(exchange.body)
-    return chat.read_request(body, seed_source=app.random, strict=is_strict(exchange))
+    return chat.read_request(
+        body,
+        seed_source=app.random,
+        strict=is_strict(exchange),
+        defaults=app.defaults.sampling,
+    )
 
 
 def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
@@ -307,7 +319,7 @@ def run_dry(
     app: App,
     exchange: Exchange,
     request: core.Request,
-    wanted: Generation,
+    wanted: sampling.Generation,
     settings: Mapping[str, dry_run.Setting],
     warnings: Sequence[str] = (),
 ) -> None:
@@ -317,8 +329,9 @@ def run_dry(
     submit(app, exchange, asked, collected.deliver)
     collected.wait()
     body = dry_run.answer(
-        request, wanted, collected.dry_runs, model=app.name, settings=settings, warnings=warnings
-    )
+        request, wanted, collected.dry_runs, model=app.name, settings=settings,
+        origins=app.defaults.origins, warnings=warnings,
+    )  # fmt: skip
     exchange.reply_json(body, headers=ignored_headers(wanted.ignored))
 
 
@@ -463,9 +476,10 @@ def serve(arguments: Sequence[str]) -> int:
     if not flags.model:
         raise errors.UsageError(f"no model given; type: {options.USAGE}\n(--help lists the flags)")
     logs = log.start_logging(sys.stderr, flags.log_level.upper())
-    gguf.read(flags.model)  # a broken file is one clear line before anything else happens
+    file = gguf.read(flags.model)  # broken: one clear line before anything else happens
+    advice = sampling.defaults_of(gguf.recommended_sampling(file), options.sampling(flags))
     signals = service.listen_for_signals()
-    app = App(flags, service.make_engine(flags))
+    app = App(flags, service.make_engine(flags), advice)
     threading.stack_size(HTTP_STACK_BYTES)
     listening = sockets.inherited_sockets(os.environ) or service.addresses(flags)
     server = Server(listening, bind_routes(app), service.web_settings(flags), describe_error)

@@ -54,6 +54,17 @@ def seconds(text: str) -> float:
 seconds.__name__ = "a number of seconds"
 
 
+def decimal(low: float, high: float) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    convert.__name__ = f"a number from {low:g} to {high:g}"
+    return convert
+
+
 def choice(*names: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in names:
@@ -113,6 +124,16 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--pooling", "", "pooling of embeddings; default: the model's, else mean",
                choice("none", "mean", "cls", "last", "rank"), "TYPE"),
     ),
+    "sampling, where a request says nothing (else the model's own advice holds)": (
+        Option("--temp --temperature", "", "temperature; 0 = always the likeliest token",
+               decimal(0, 5), "T"),
+        Option("--top-k", "", "choose among the N likeliest tokens; 0 = all", whole(0), "N"),
+        Option("--top-p", "", "choose among the likeliest that make up P", decimal(0, 1), "P"),
+        Option("--min-p", "", "leave out what is less likely than P times the best",
+               decimal(0, 1), "P"),
+        Option("--repeat-penalty", "", "make repeated tokens less likely; 1 = do not",
+               decimal(0.01, 100), "X"),
+    ),
     "server": (
         Option("--host -h", ["127.0.0.1"], "address to listen on; also ::, unix:/path", many=True),
         Option("--port -p", 8080, "port to listen on; 0 = any free one", whole(0, 65535), "N"),
@@ -137,6 +158,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                choice("debug", "info", "warning", "error"), "LEVEL"),
     ),
 }  # fmt: skip
+# Flags whose request field has another name.
+SAMPLING_NAMES = {"temp": "temperature"}
 ALL_OPTIONS = tuple(option for group in OPTIONS.values() for option in group)
 USAGE = "igllama api MODEL.gguf [--host HOST] [--port PORT] [--gpu-layers N] ..."
 
@@ -202,6 +225,13 @@ def _from_environment(row: Option, environment: Mapping[str, str]) -> Any:
         return [row.convert(item) for item in text.split(",")] if row.many else row.convert(text)
     except ValueError:
         raise errors.UsageError(f"{row.variable}: {text!r} is not {row.convert.__name__}") from None
+
+
+def sampling(options: argparse.Namespace) -> dict[str, float]:
+    """The sampling values that flags gave, by the names of request fields."""
+    rows = next(rows for title, rows in OPTIONS.items() if title.startswith("sampling"))
+    given = {row.dest: getattr(options, row.dest) for row in rows if is_set(options, row.dest)}
+    return {SAMPLING_NAMES.get(dest, dest): value for dest, value in given.items()}
 
 
 def is_set(options: argparse.Namespace, dest: str) -> bool:

@@ -152,10 +152,11 @@ def test_a_dry_run_of_what_is_too_long_says_so(server):
 
 
 def test_flags_are_named_as_where_a_value_comes_from():
-    with serving("-t", "1", "-c", "256", "--no-think", "--timeout", "50") as own:
+    with serving("-t", "1", "-c", "256", "--no-think", "--timeout", "50", "--top-k", "3") as own:
         rows = own.chat("Hello!", dry_run=True)["parameters"]
         assert rows["n_ctx_slot"] == {"value": 256, "from": "flag"}
         assert rows["enable_thinking"] == {"value": False, "from": "flag"}
+        assert rows["top_k"] == {"value": 3, "from": "flag"}
         assert rows["timeout"] == {"value": 50.0, "from": "flag"}
         rows = own.chat("Hello!", dry_run=True, timeout=9, enable_thinking=True)["parameters"]
         assert rows["timeout"]["from"] == rows["enable_thinking"]["from"] == "request"

@@ -52,7 +52,7 @@ def test_every_option_is_also_an_environment_variable(row):
 
 def sample(row):
     """A value that the row takes and that is not its default."""
-    for text in ("7", "off", "q8_0", "cls", "none", "debug"):
+    for text in ("7", "0.5", "off", "q8_0", "cls", "none", "debug"):
         try:
             if row.convert(text) != row.default:
                 return text
@@ -96,3 +96,11 @@ def test_help_shows_every_option_in_its_group():
     for group, rows in options.OPTIONS.items():
         assert f"\n{group}:\n" in text
         assert all(row.flags.split()[0] in text for row in rows)
+
+
+def test_sampling_flags_are_told_by_the_names_of_request_fields():
+    flags = parse("m.gguf", "--temp", "0", "--top-k", "7", IGLLAMA_MIN_P="0.1")
+    assert options.sampling(flags) == {"temperature": 0.0, "top_k": 7, "min_p": 0.1}
+    assert options.sampling(parse("m.gguf")) == {}
+    with pytest.raises(UsageError, match="a number from 0 to 1"):
+        parse("m.gguf", "--top-p", "2")

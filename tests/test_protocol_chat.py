@@ -7,7 +7,7 @@ import pytest
 
 from libloader import core
 from libloader.errors import FieldInvalid, FieldUnsupported
-from libloader.protocol import chat
+from libloader.protocol import chat, sampling
 
 SEEDS = random.Random(7)
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}]}
@@ -235,3 +235,16 @@ def test_logprobs_carry_the_bytes_of_split_characters():
     content = chat.logprobs_dict([entry])["content"][0]
     assert content["bytes"] == [0xC3]
     assert [top["token"] for top in content["top_logprobs"]] == ["\ufffd", "a"]
+
+
+def test_flags_go_before_the_models_advice_and_that_before_our_defaults():
+    found = sampling.defaults_of({"temperature": 0.6, "top_k": 20}, {"top_k": 5})
+    assert (found.sampling.temperature, found.sampling.top_k) == (0.6, 5)
+    assert found.sampling.min_p == core.Sampling().min_p
+    assert found.origins == {"temperature": "model", "top_k": "flag"}
+
+
+def test_advice_of_a_model_file_that_makes_no_sense_is_not_taken():
+    found = sampling.defaults_of({"temperature": -3.0, "top_k": 2.5, "top_p": 0.9}, {})
+    assert found.origins == {"top_p": "model"}
+    assert found.sampling.temperature == core.Sampling().temperature

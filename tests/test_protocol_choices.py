@@ -96,8 +96,15 @@ def dry(n_prompt=12, n_ctx=100, max_tokens=-1, prompts=None, **body):
         "r", "generate", prompts, sampling=wanted.sampling, max_tokens=max_tokens
     )
     found = [core.DryRunEvent("r", i, n_prompt, n_ctx, (("ram", 7),)) for i in range(len(prompts))]
-    settings = {"timeout": dry_run.Setting(60.0, "flag")}
-    return dry_run.answer(request, wanted, found, model="m", settings=settings, warnings=["w"])
+    return dry_run.answer(
+        request,
+        wanted,
+        found,
+        model="m",
+        settings={"timeout": dry_run.Setting(60.0, "flag")},
+        origins={"min_p": "model", "temperature": "flag"},
+        warnings=["w"],
+    )
 
 
 def test_a_dry_run_shows_prompt_tokens_cache_and_room():
@@ -119,6 +126,8 @@ def test_a_dry_run_says_where_each_value_comes_from():
     rows = dry(temperature=0.5, logit_bias={"5": -100}, unknown=1)["parameters"]
     assert rows["temperature"] == {"value": 0.5, "from": "request"}
     assert rows["top_k"] == {"value": 40, "from": "default"}
+    assert rows["min_p"]["from"] == "model"
+    assert dry()["parameters"]["temperature"]["from"] == "flag"
     assert rows["timeout"] == {"value": 60.0, "from": "flag"}
     assert rows["logit_bias"] == {"value": [[5, -100.0]], "from": "request"}
     assert "grammar" not in rows

@@ -31,11 +31,15 @@ def answer(
     *,
     model: str,
     settings: Mapping[str, Setting],
+    origins: Mapping[str, str],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`request` is what would have run; `settings` are the rows that an endpoint adds."""
+    """`request` is what would have run; `settings` are the rows that an endpoint adds.
+
+    `origins` are those of sampling.Defaults.
+    """
     prompts = [_prompt(request, event) for event in found]
-    rows = {**sampling_settings(wanted), **settings}
+    rows = {**sampling_settings(wanted, origins), **settings}
     return {
         "object": "dry_run",
         "model": model,
@@ -61,7 +65,7 @@ def _prompt(request: core.Request, event: core.DryRunEvent) -> dict[str, Any]:
     }
 
 
-def sampling_settings(wanted: Generation) -> dict[str, Setting]:
+def sampling_settings(wanted: Generation, origins: Mapping[str, str]) -> dict[str, Setting]:
     """Return the rows that every generating endpoint has."""
     sampling = dataclasses.asdict(wanted.sampling)
     chosen = {name: value for name, value in sampling.items() if name not in NO_CLIENTS}
@@ -69,9 +73,7 @@ def sampling_settings(wanted: Generation) -> dict[str, Setting]:
         [i, b if math.isfinite(b) else False] for i, b in sampling["logit_bias"]
     ]
     chosen |= {"n": wanted.n, "stop": wanted.stop, "cache_prompt": wanted.cache_prompt}
-    return {name: setting(wanted, name, value, "default") for name, value in chosen.items()}
-
-
-def setting(wanted: Generation, name: str, value: Any, otherwise: str) -> Setting:
-    """Return a row for a field that the client gave, or else comes from `otherwise`."""
-    return Setting(value, "request" if name in wanted.given else otherwise)
+    return {
+        name: Setting(value, "request" if name in wanted.given else origins.get(name, "default"))
+        for name, value in chosen.items()
+    }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from libloader import core
-from libloader.errors import FieldUnsupported
+from libloader.errors import FieldInvalid, FieldUnsupported
 from libloader.protocol import fields
 from libloader.protocol.fields import Field, boolean, integer, list_of, number, string
 
@@ -91,6 +91,28 @@ GENERATION_FIELDS = (
     Field("model", string(1024), ""),
     Field("user", string(1024), ""),
 )
+
+
+class Defaults(NamedTuple):
+    """What holds where a request says nothing; `origins` names whose word it is, if not ours."""
+
+    sampling: core.Sampling = _DEFAULT
+    origins: Mapping[str, str] = {}  # field -> flag or model
+
+
+def defaults_of(model: Mapping[str, Any], flags: Mapping[str, Any]) -> Defaults:
+    """The flags go before the model's advice; advice that is no value of its field is not taken."""
+    checks = {row.name: row.check for row in SAMPLING_FIELDS}
+    chosen: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in (("model", model), ("flag", flags)):
+        for name, value in values.items():
+            try:
+                chosen[name] = checks[name](value, name)
+            except FieldInvalid:
+                continue
+            origins[name] = origin
+    return Defaults(dataclasses.replace(_DEFAULT, **chosen), origins)
 
 
 @dataclass(frozen=True)
