@@ -21,6 +21,7 @@ import functools
 import math
 import time
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, Callable
 
 from libloader.core import (
@@ -30,6 +31,7 @@ from libloader.core import (
     Event,
     ModelInfo,
     ProgressEvent,
+    Prompt,
     Request,
     RequestDone,
     RequestFailed,
@@ -49,6 +51,7 @@ from libloader.engine.ports import (
 )
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
+from libloader.engine.reading import ReadingDesk, Steps, carry_on, in_slices, is_long
 from libloader.engine.scheduler import Scheduler
 from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
 from libloader.engine.speculate import Lookup
@@ -65,6 +68,7 @@ from libloader.errors import (
 )
 
 DEFAULT_QUEUE = 128
+MOMENT_S = 0.05  # how long a cancel may go unnoticed while nothing can be decoded
 CACHED_PIECES = 1 << 15  # tokens whose bytes are kept: a call into C costs a hundred look-ups
 NO_INFO = ModelInfo()
 
@@ -112,6 +116,7 @@ class Engine:
         self._shifts = max(info.n_ctx_train, self.n_ctx_slot) if settings.context_shift else 0
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
+        self._desk = ReadingDesk()
         self._embedder = Embedder(open_embedder)
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
@@ -128,7 +133,7 @@ class Engine:
             n_vocab=model.vocab.n_tokens,
             n_sampling_threads=n_sampling_threads,
             clock=clock,
-            breadcrumb=breadcrumb,
+            breadcrumb=self._mark,
         )
 
     def submit(self, request: Request) -> None:
@@ -142,7 +147,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when a step would do nothing."""
-        return not self._inbox and not self._live
+        return not self._inbox and not self._live and not self._desk
 
     @property
     def n_running(self) -> int:
@@ -151,7 +156,7 @@ class Engine:
     @property
     def n_waiting(self) -> int:
         """Requests of which nothing has been computed yet."""
-        return sum(1 for live in self._live.values() if not live.is_seated)
+        return sum(not live.is_seated for live in self._live.values()) + len(self._desk)
 
     @property
     def n_cells_used(self) -> int:
@@ -162,17 +167,18 @@ class Engine:
         """Bring everyone who runs one token further; return what happened. One thread only."""
         self._decoding.step += 1
         self._read_inbox()
+        self._take_readings()
         # KV cells may move: no single request's doing.
-        self._breadcrumb("schedule", "", self._decoding.step)
+        self._mark("schedule", "", self._decoding.step)
         self._end_overdue()
         self._admit()
         plan = self._scheduler.plan()
         if plan:
             self._decoding.decode(plan)
-        else:
-            self._scheduler.wait_for_states()
         if len(self._embedder):
             self._embed()
+        elif not plan:
+            self._wait_for_others()
         events, self._events = self._events, []
         return events
 
@@ -180,6 +186,7 @@ class Engine:
         """Drop all requests, free what the engine opened, then call `on_close`."""
         for live in list(self._live.values()):
             self._drop(live)
+        self._desk.close()
         self._scheduler.cache.close()
         self._decoding.close()
         self._embedder.close()
@@ -205,6 +212,25 @@ class Engine:
         n_open = sum(live.n_open for live in self._live.values())
         assert n_open == len(seated) + len(self._embedder)
 
+    def _mark(self, phase: str, request_ids: str, step: int) -> None:
+        """Leave a breadcrumb. Whom the other thread works for comes first.
+
+        A crash does not tell in which thread it was. So whoever is being read is suspected, alone,
+        and tried again alone; if it was none of them, they will not be there the next time.
+        """
+        beside = self._desk.ids
+        if beside:
+            phase, request_ids = ("prefill" if phase == "prefill" else "decode"), beside
+        self._breadcrumb(phase, request_ids, step)
+
+    def _wait_for_others(self) -> None:
+        """With nothing to decode, sleep until a prompt has been read or a state loaded."""
+        coming = self._scheduler.coming() + self._desk.results
+        if self._desk:
+            self._breadcrumb("tokenize", self._desk.ids, self._decoding.step)
+        if coming:
+            wait(coming, MOMENT_S, FIRST_COMPLETED)
+
     # -- the life of a request ------------------------------------------------------------------
 
     def _read_inbox(self) -> None:
@@ -214,22 +240,42 @@ class Engine:
 
     def _begin(self, request: Request) -> None:
         assert request.id not in self._live, f"request id {request.id} is in use"
-        self._breadcrumb("tokenize", request.id, self._decoding.step)
+        self._mark("tokenize", request.id, self._decoding.step)
+        live = LiveRequest(request, self._clock())
         try:
             begin = _BEGIN.get(request.kind)
             if begin is None:
                 raise FieldInvalid(f"unknown kind of request: {request.kind!r}")
-            begin(self, request)
+            steps = begin(self, live)
+            job = next(steps)
+            if is_long(request):
+                self._desk.push(live, steps, job)
+            else:
+                carry_on(steps, job())
         except IgllamaError as error:
-            self._live.pop(request.id, None)
-            self._report_failure(request.id, error)
+            self._refuse(request.id, error)
 
-    def _begin_generate(self, request: Request) -> None:
+    def _take_readings(self) -> None:
+        for live, steps, result in self._desk.done():
+            try:
+                carry_on(steps, result.result())
+            except IgllamaError as error:
+                self._refuse(live.request.id, error)
+
+    def _refuse(self, request_id: str, error: IgllamaError) -> None:
+        self._live.pop(request_id, None)
+        self._report_failure(request_id, error)
+
+    # How each kind of request begins: what can be refused at once, then, yielded, the reading of
+    # its prompts, which may happen beside the loop, and behind it the rest.
+
+    def _begin_generate(self, live: LiveRequest) -> Steps:
+        request = live.request
         if not self._can_generate:
             raise FieldUnsupported("this model makes embeddings; it cannot write text")
         self._check_queue(request)
-        prompts = [self._reader.read(prompt) for prompt in request.prompts]
-        live = self._enter(request, prompts, len(prompts) * request.n)
+        prompts = yield lambda: list(map(self._reader.read, request.prompts))
+        self._enter(live, prompts, len(prompts) * request.n)
         for index in range(live.n_open):
             prompt = prompts[index // request.n]
             sequence = Sequence(live, index, prompt, self.n_ctx_slot, self._shifts)
@@ -244,17 +290,21 @@ class Engine:
             else:
                 self._end(sequence)
 
-    def _begin_choose(self, request: Request) -> None:
+    def _begin_choose(self, live: LiveRequest) -> Steps:
         """Read the prompt once, and behind it what tells the labels apart; see choosing.py."""
+        request = live.request
         if not self._can_generate:
             raise FieldUnsupported("this model makes embeddings; it cannot write text")
         self._check_queue(request)
-        (prompt,) = map(self._reader.read, request.prompts)
-        choosing = Choosing(request, [self._reader.spellings(text) for text in request.labels])
+        prompt, spellings = yield lambda: (
+            self._reader.read(request.prompts[0]),
+            list(map(self._reader.spellings, request.labels)),
+        )
+        choosing = Choosing(request, spellings)
         longest = len(prompt) + max(len(walk.nodes) for walk in choosing.walks)
         if longest > self.n_ctx_slot:
             raise too_long(f"{longest} tokens with its longest choice", self.n_ctx_slot)
-        live = self._enter(request, [prompt], len(choosing.walks))
+        self._enter(live, [prompt], len(choosing.walks))
         live.choosing = choosing
         for index, walk in enumerate(choosing.walks):
             sequence = Sequence(live, index, prompt, len(prompt) + len(walk.nodes))
@@ -264,18 +314,20 @@ class Engine:
             live.sequences.append(sequence)
             self._scheduler.waiting.push(sequence)
 
-    def _begin_dry_run(self, request: Request) -> None:
-        for index, prompt in enumerate(request.prompts):
-            tokens = self._reader.count(prompt)
+    def _begin_dry_run(self, live: LiveRequest) -> Steps:
+        request = live.request
+        prompts = yield lambda: list(map(self._reader.count, request.prompts))
+        for index, tokens in enumerate(prompts):
             known = self._scheduler.cache.known(tokens) if request.cache_prompt else ("kv", 0)
             event = DryRunEvent(request.id, index, len(tokens), self.n_ctx_slot, (known,))
             self._events.append(event)
-        self._finish(LiveRequest(request, self._clock()))
+        self._finish(live)
 
-    def _begin_embed(self, request: Request) -> None:
-        self._check_queue(request)
+    def _begin_embed(self, live: LiveRequest) -> Steps:
+        self._check_queue(live.request)
         limit = self._embedder.n_input_max()
-        inputs = [self._reader.tokenize(prompt, "input") for prompt in request.prompts]
+        prompts = live.request.prompts
+        inputs = yield lambda: [self._reader.tokenize(prompt, "input") for prompt in prompts]
         for tokens in inputs:
             if not tokens:
                 raise FieldInvalid("an input is empty", param="input")
@@ -284,29 +336,31 @@ class Engine:
                     f"an input has {len(tokens)} tokens, this server embeds at most {limit} at once"
                 )
                 raise PromptTooLong(f"{size}; shorten it or see --batch-size", param="input")
-        live = self._enter(request, inputs, len(inputs))
+        self._enter(live, inputs, len(inputs))
         for index, tokens in enumerate(inputs):
             self._embedder.push(Input(live, index, tokens))
 
-    def _begin_tokenize(self, request: Request) -> None:
-        for index, prompt in enumerate(request.prompts):
-            tokens = tuple(self._reader.tokenize(prompt))
-            pieces = tuple(map(self._piece_text, tokens))
-            self._events.append(TokensEvent(request.id, index, tokens, pieces, ""))
-        self._finish(LiveRequest(request, self._clock()))
+    def _begin_tokenize(self, live: LiveRequest) -> Steps:
+        answers = yield lambda: list(map(self._tokens_and_pieces, live.request.prompts))
+        for index, (tokens, pieces) in enumerate(answers):
+            self._events.append(TokensEvent(live.request.id, index, tokens, pieces, ""))
+        self._finish(live)
 
-    def _begin_detokenize(self, request: Request) -> None:
-        for index, prompt in enumerate(request.prompts):
-            tokens = prompt.tokens or ()
-            text = self._reader.text_of(tokens)
-            self._events.append(TokensEvent(request.id, index, tokens, (), text))
-        self._finish(LiveRequest(request, self._clock()))
+    def _tokens_and_pieces(self, prompt: Prompt) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        tokens = tuple(self._reader.tokenize(prompt))
+        return tokens, in_slices(self._piece_text, tokens)
 
-    def _enter(self, request: Request, prompts: list[list[int]], n_open: int) -> LiveRequest:
-        live = self._live[request.id] = LiveRequest(request, self._clock())
+    def _begin_detokenize(self, live: LiveRequest) -> Steps:
+        prompts = [prompt.tokens or () for prompt in live.request.prompts]
+        texts = yield lambda: list(map(self._reader.text_of, prompts))
+        for index, (tokens, text) in enumerate(zip(prompts, texts)):
+            self._events.append(TokensEvent(live.request.id, index, tokens, (), text))
+        self._finish(live)
+
+    def _enter(self, live: LiveRequest, prompts: list[list[int]], n_open: int) -> None:
+        self._live[live.request.id] = live
         live.n_prompt = sum(map(len, prompts))
         live.n_open = n_open
-        return live
 
     def _keep(self, sequence: Sequence) -> None:
         """Protect the request's `n_keep` tokens, and BOS, from being shifted out."""
@@ -347,7 +401,7 @@ class Engine:
             seed=(request.sampling.seed + sequence.index) % 2**32,  # choices must differ
             shows_special=request.keep_special,
         )
-        self._breadcrumb("grammar_init", request.id, self._decoding.step)
+        self._mark("grammar_init", request.id, self._decoding.step)
         try:
             sequence.chain = self._open_chain(sampling)
             sequence.chain.accept_prompt(sequence.prompt)
@@ -387,6 +441,9 @@ class Engine:
         if live is not None:
             self.counters.n_cancelled += 1
             self._drop(live)
+        elif request_id in self._desk:
+            self.counters.n_cancelled += 1
+            self._desk.drop(request_id)
 
     def _drop(self, live: LiveRequest) -> None:
         """Remove every trace of `live`, except that its slots keep their tokens for others."""
@@ -407,6 +464,10 @@ class Engine:
 
     def _end_overdue(self) -> None:
         now_s = self._clock()
+        for live in [live for live in self._desk.lives() if live.deadline_s <= now_s]:
+            self._desk.drop(live.request.id)
+            error = self._queue_full("the request's time ran out while its prompt was read")
+            self._report_failure(live.request.id, error)
         for live in [live for live in self._live.values() if live.deadline_s <= now_s]:
             if not live.is_seated:
                 self.on_failure(live, self._queue_full("the request's time ran out in the queue"))
@@ -437,7 +498,7 @@ class Engine:
         if live.choosing is not None:
             self._walk_on(sequence, live.choosing, tokens, row)
             return
-        self._breadcrumb("detok", live.request.id, self._decoding.step)
+        self._mark("detok", live.request.id, self._decoding.step)
         try:
             for each_row, token in enumerate(tokens, row):
                 text = self._take(sequence, token)
@@ -558,7 +619,7 @@ class Engine:
 
     def _embed_together(self, inputs: list[Input]) -> bool:
         ids = dict.fromkeys(item.live.request.id for item in inputs)
-        self._breadcrumb("prefill", " ".join(ids), self._decoding.step)
+        self._mark("prefill", " ".join(ids), self._decoding.step)
         try:
             events = self._embedder.embed(inputs)
         except (DecodeFailed, NanLogits) as error:
@@ -578,7 +639,7 @@ def _resumed(sequence: Sequence) -> tuple[int, ...]:
     return resume[sequence.index] if sequence.index < len(resume) else ()
 
 
-_BEGIN: dict[str, Callable[[Engine, Request], None]] = {
+_BEGIN: dict[str, Callable[[Engine, LiveRequest], Steps]] = {
     "generate": Engine._begin_generate,
     "choose": Engine._begin_choose,
     "dry_run": Engine._begin_dry_run,

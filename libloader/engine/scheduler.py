@@ -19,7 +19,7 @@ one prefix: 40 ms against 52 ms). Streams win only where many long contexts shar
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import Future
 
 from libloader.engine.pace import Pace
 from libloader.engine.ports import ContextPort
@@ -29,7 +29,6 @@ from libloader.engine.sequence import Sequence
 from libloader.engine.slot import Slots
 from libloader.engine.waiting import Waiting
 
-MOMENT_S = 0.05  # how long a cancel may go unnoticed while nothing can be decoded
 Plan = list[tuple[Sequence, int]]  # (sequence, number of its pending tokens to decode)
 
 
@@ -81,11 +80,9 @@ class Scheduler:
             return None
         return self.pace.chunk(len(self.running), self._context.n_ubatch)
 
-    def wait_for_states(self) -> None:
-        """With nothing to decode, sleep until a saved state has come from the disk, or a moment."""
-        coming = [sequence.loading.state for sequence in self.running if sequence.loading]
-        if coming:
-            wait(coming, MOMENT_S, FIRST_COMPLETED)
+    def coming(self) -> list[Future[bytes | None]]:
+        """Return the saved states that running sequences wait for."""
+        return [sequence.loading.state for sequence in self.running if sequence.loading]
 
     def release(self, sequence: Sequence) -> None:
         """Take `sequence` out of its slot; what the slot holds stays for the next prompt."""
