@@ -99,7 +99,7 @@ def _forced_call(
     )
     rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
     text = f"{forced.text}\n{rules.text}"
-    gbnf.check(text, param="tools")
+    gbnf.check(text, max_bytes=json_schema.MAX_GRAMMAR_BYTES, param="tools")
     return Constraint(text, rules.warnings, None, _to_check(use) if rules.needs_check else {})
 
 
@@ -141,7 +141,7 @@ def _shaped(
         arguments = _to_check(use) if its_warnings else {}
     frame = {"root": root} if tags is None else forcing.after_thought(root, tags, opened)
     text = _joined(forcing.written(frame), *texts)
-    gbnf.check(text, param=shape.param)
+    gbnf.check(text, max_bytes=json_schema.MAX_GRAMMAR_BYTES, param=shape.param)
     return Constraint(text, warnings, shape.schema if rules.needs_check else None, arguments)
 
 

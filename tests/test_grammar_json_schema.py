@@ -301,10 +301,57 @@ def test_embedded_schemas_keep_out_of_each_others_way():
     assert not gbnf.matches(text, "<[]>") and not gbnf.matches(text, '[[{"next":{}}]]')
 
 
+def test_two_grammars_put_together_share_only_rules_that_are_equal():
+    first = {"type": "string", "maxLength": 300, "pattern": "^[a-z0-9_é]+$"}
+    second = {"type": "array", "items": {"type": "string", "pattern": "^[A-Zß-ÿ;:]{80,99}$"}}
+    texts = [json_schema.embed({name: {"type": "object", "properties": {"p": schema, "q": schema}}})
+             for name, schema in (("args-1", first), ("args-2", second))]  # fmt: skip
+    lines = dict.fromkeys(line for text in texts for line in text.text.splitlines())
+    text = "\n".join(["root ::= args-1 | args-2", *lines])
+    assert gbnf.matches(text, '{"p":"az"}') and gbnf.matches(text, f'{{"q":["{"A" * 90}"]}}')
+
+
+def test_members_of_one_type_share_its_rule():
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string", "format": "uri"}
+                                               for i in range(50)}}  # fmt: skip
+    text = json_schema.to_grammar({**schema, "required": [f"p{i}" for i in range(50)]}).text
+    assert len([line for line in text.splitlines() if "://" in line or "file:" in line]) <= 1
+
+
 def test_the_same_schema_gives_the_same_grammar():
     schema = {"type": "object", "properties": {f"p{i}": {"anyOf": [{"type": "string"}, {
         "type": "array", "items": {"enum": [1, 2]}}]} for i in range(9)}}  # fmt: skip
     assert json_schema.to_grammar(schema) == json_schema.to_grammar(json.loads(json.dumps(schema)))
+
+
+def test_a_schema_seen_before_costs_nothing_and_the_memory_of_them_is_bounded():
+    def grammar(n):
+        return json_schema.to_grammar({"type": "object", "properties": {f"p{n}": {}}})
+
+    first = grammar(0)
+    assert grammar(0) is first
+    for n in range(1, gbnf.N_KNOWN + 1):
+        grammar(n)
+    assert grammar(0) is not first and grammar(0) == first
+
+
+def test_strict_and_param_are_not_forgotten_with_a_schema_seen_before():
+    schema = {"type": "array", "uniqueItems": True}
+    assert json_schema.to_grammar(schema).needs_check
+    refused(schema, "uniqueItems", strict=True)
+    with pytest.raises(GrammarInvalid) as caught:
+        json_schema.to_grammar(schema, strict=True, param="tools")
+    assert caught.value.param == "tools"
+
+
+def test_large_schemas_of_real_apis_are_served():
+    """200 members, 2,000 values: each far under the time that this module allows."""
+    members = {f"member_{i}": {"type": ["string", "null"], "format": "uri"} for i in range(200)}
+    for n_required in (200, 100, 0):
+        json_schema.to_grammar(
+            {"type": "object", "properties": members, "required": list(members)[:n_required]}
+        )
+    json_schema.to_grammar({"enum": [f"value number {i}" for i in range(2_000)]})
 
 
 def test_one_schema_object_in_many_places_is_read_in_each_of_them():

@@ -5,7 +5,8 @@ token. A token that fits is found at once; for one that does not, all ways are w
 `("a"?){0,24}` has 16 million ways to find that it does not take 25 letters, which is 10 seconds.
 
 Laws: an estimate, made by reading one character again and again, as loops are where ways multiply;
-at most MAX_FRAMES places are looked at, so that it takes milliseconds for any grammar.
+what is looked at is bounded, so that it takes milliseconds for most grammars and half a second for
+any. What it does not find, the engine's watchdog ends.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ N_SHORT = 7  # characters that very many tokens begin with before they differ
 MAX_SHORT_WAYS = 100_000
 N_WORD, N_RUN = 20, 64  # characters of the longest words, and of spaces, dashes and other signs
 MAX_STEPS = 300_000  # to find out about one token
-MAX_HELD = 2_000  # frames of all the stacks that a text leaves: each is copied for each token
+MAX_HELD = 2_000  # frames of the stacks that a text leaves, more than before: each is copied
 MAX_FRAMES = 1_000
+MAX_STACKS = 8_000  # that follow those places
+MAX_READS = 6_000  # of a character, in all
 MAX_VISITS = 2  # of one place in the grammar, reached in different ways
 MAX_CODES = 40  # characters tried in one place
 SAMPLES = "a1 \n."  # tried where a set is said by what it leaves out
@@ -31,6 +34,7 @@ class Survey:
 
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
+        self._n_left = MAX_READS
         self._walked: dict[int, set[int]] = defaultdict(set)  # by character
 
     def first_too_many(self) -> int | None:
@@ -47,7 +51,8 @@ class Survey:
         """Return places from the start on; inside a literal there is only one way on."""
         matcher, n_visits = self._matcher, Counter[tuple[int, int]]()
         found, todo = list[int](), sorted(matcher.stacks)
-        while todo and len(found) < MAX_FRAMES:
+        n_stacks = 0
+        while todo and len(found) < MAX_FRAMES and n_stacks < MAX_STACKS:
             following: list[int] = []
             for frame in todo[:MAX_FRAMES]:
                 frame = matcher.skip_literal(frame)
@@ -56,6 +61,9 @@ class Survey:
                     n_visits[place] += 1
                     found.append(frame)
                     following += sorted(matcher.after(frame))
+                    n_stacks += len(matcher.after(frame))
+                if n_stacks > MAX_STACKS:
+                    break
             todo = following
         return found[:MAX_FRAMES]
 
@@ -74,12 +82,13 @@ class Survey:
 
     def _explodes(self, group: frozenset[int], code: int) -> bool:
         """Read `code` again and again from a group of places, counting the ways to each place."""
-        if group <= self._walked[code]:
+        if group <= self._walked[code] or self._n_left <= 0:
             return False
         layers = [Counter(group)]
+        max_held = MAX_HELD + sum(map(self._matcher.depth_of, group))
         while layers[-1] and len(layers) <= N_RUN:
             layers.append(self._read(layers[-1], code))
-            if sum(map(self._matcher.depth_of, layers[-1])) > MAX_HELD:
+            if sum(map(self._matcher.depth_of, layers[-1])) > max_held:
                 return True
         n_token = N_WORD if _is_in_words(code) else N_RUN
         for layer in layers[: n_token // 2]:  # from there on, half a token was read already
@@ -90,6 +99,7 @@ class Survey:
 
     def _read(self, ways: Counter[int], code: int) -> Counter[int]:
         after = Counter[int]()
+        self._n_left -= len(ways)
         for frame, n_ways in ways.items():
             if self._matcher.chars_of(frame).accepts(code):
                 for following in self._matcher.after(frame):

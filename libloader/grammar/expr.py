@@ -60,6 +60,7 @@ class Repeat:
 Node = Union[Text, Chars, Ref, Seq, Alt, Repeat]
 EMPTY = Seq(())
 NEVER = Alt(())
+MAX_MERGES = 8  # each makes rules equal that differ in what they refer to
 ANY_CHAR = Chars((), negated=True)
 
 
@@ -154,7 +155,7 @@ def prune(rules: Mapping[str, Node], roots: tuple[str, ...]) -> dict[str, Node]:
 
     A root that itself cannot be completed is missing in the result.
     """
-    rules = _without_circles(rules)
+    rules = _merged(_without_circles(rules), roots)
     productive = _productive(rules)
     kept: dict[str, Node] = {}
     todo = [name for name in reversed(roots) if name in productive]
@@ -164,6 +165,26 @@ def prune(rules: Mapping[str, Node], roots: tuple[str, ...]) -> dict[str, Node]:
             kept[name] = _renamed(_pruned(rules[name], productive) or EMPTY, rules)
             todo += reversed(list(references(kept[name])))
     return kept
+
+
+def _merged(rules: Mapping[str, Node], roots: tuple[str, ...]) -> Mapping[str, Node]:
+    """Return the rules with equal ones made one: 200 members of one type have one rule for it.
+
+    Only rules that are named after a root take part: all others are the same in every grammar.
+    """
+    own = tuple(f"{root}-" for root in roots)
+    found = dict(rules)
+    for _ in range(MAX_MERGES):
+        first: dict[Node, str] = {}
+        others = {}
+        for name, node in found.items():
+            if name.startswith(own) and first.setdefault(node, name) != name:
+                others[name] = Ref(first[node])
+        if not others:
+            break
+        kept = {name: node for name, node in found.items() if name not in others}
+        found = {name: _renamed(node, {**kept, **others}) for name, node in kept.items()}
+    return found
 
 
 def _without_circles(rules: Mapping[str, Node]) -> Mapping[str, Node]:

@@ -15,6 +15,8 @@ Laws:
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
@@ -31,10 +33,13 @@ MAX_CHAIN = 256  # rules that begin with each other, groups and repetitions incl
 MAX_PATHS = 100_000  # calls that libllama makes to look for left recursion
 MAX_REPETITION = 2_000  # libllama's own limit from b6500 on
 MAX_ELEMENTS = 200_000  # what libllama holds once repetitions are written out
+N_KNOWN = 32
 ROOT = "root"
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 _HEX = frozenset("0123456789abcdefABCDEF")
+_PLAIN = re.compile(r'[^"\\\0]+')
+_SPACE, _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*"), re.compile(r"(?:[ \t]+|#[^\r\n]*)*")
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]"}
 _REPETITIONS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
@@ -45,8 +50,12 @@ class Rule(NamedTuple):
     line: int
 
 
+@functools.lru_cache(maxsize=N_KNOWN)
 def check(text: str, *, max_bytes: int = MAX_TEXT_BYTES, param: str = "grammar") -> None:
-    """Raise GrammarInvalid, naming the line, unless libllama can use this grammar safely."""
+    """Raise GrammarInvalid, naming the line, unless libllama can use this grammar safely.
+
+    Clients send the same few grammars again and again: the last that passed are known.
+    """
     compile_text(text, max_bytes=max_bytes, param=param)
 
 
@@ -259,7 +268,9 @@ class Parser:
         while self._peek() != '"':
             if not self._peek():
                 self._fail("this literal is not closed", start)
-            text.append(self._char())
+            plain = _PLAIN.match(self._text, self._at)
+            text.append(plain.group() if plain else self._char())
+            self._at = plain.end() if plain else self._at
         self._at += 1
         return Text("".join(text))
 
@@ -347,13 +358,9 @@ class Parser:
         return self._text[start : self._at]
 
     def _skip_space(self, newlines: bool) -> None:
-        blank = " \t\r\n" if newlines else " \t"
-        while self._peek() and self._peek() in blank + "#":
-            if self._peek() == "#":
-                while self._peek() not in ("", "\r", "\n"):
-                    self._at += 1
-            else:
-                self._at += 1
+        space = (_SPACE if newlines else _BLANK).match(self._text, self._at)
+        assert space, "nothing at all is a match too"
+        self._at = space.end()
 
     def _peek(self) -> str:
         return self._text[self._at : self._at + 1]

@@ -17,6 +17,8 @@ Laws:
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Mapping
 from decimal import Decimal
@@ -42,6 +44,7 @@ from libloader.grammar.strings import (
 from libloader.grammar.vocabulary import Document, Place, Schema, is_number
 
 MAX_GRAMMAR_BYTES = 4 * gbnf.MAX_TEXT_BYTES  # ours is regular text; it grows with the schema
+MAX_KNOWN_BYTES = 128 << 10  # of schemas whose grammar is remembered
 MAX_LISTED = 400  # multiples within limits that are written one by one
 MAX_STEP = 32  # divisors that a machine over digits tests
 FREE_DEPTH = 6  # objects and lists within each other, where a schema says nothing
@@ -70,8 +73,8 @@ def to_grammar(schema: Schema, *, strict: bool = False, param: str = "response_f
 def embed(schemas: Mapping[str, Schema], *, strict: bool = False, param: str = "tools") -> Grammar:
     """Return rules under the names of `schemas`, to be joined with a text that has a root.
 
-    Other rules have names that begin with one of these or are `strings.common_rules`' and the like;
-    a larger grammar keeps clear of them by names that begin with `format-`.
+    Other rules have names that begin with one of these, or are the same in every grammar, such as
+    `strings.common_rules`; a larger grammar keeps clear of them by names that begin with `format-`.
     """
     return _compiled(schemas, strict, param, is_whole=False)
 
@@ -84,8 +87,24 @@ def json_object() -> Grammar:
 
 
 def _compiled(schemas: Mapping[str, Schema], strict: bool, param: str, is_whole: bool) -> Grammar:
+    """Compile schemas, or know the grammar from an equal request before."""
+    try:
+        text = json.dumps(schemas)
+    except (RecursionError, TypeError, ValueError):  # the compiler says what is wrong
+        text = ""
+    if not text or len(text) > MAX_KNOWN_BYTES:
+        return _compile(schemas, strict, param, is_whole)
+    return _compile_text(text, strict, param, is_whole)
+
+
+@functools.lru_cache(maxsize=gbnf.N_KNOWN)
+def _compile_text(text: str, strict: bool, param: str, is_whole: bool) -> Grammar:
+    return _compile(json.loads(text), strict, param, is_whole)
+
+
+def _compile(schemas: Mapping[str, Schema], strict: bool, param: str, is_whole: bool) -> Grammar:
     rules: dict[str, Node] = {**common_rules(), **_free_rules(FREE_DEPTH)}
-    writer = StringWriter(rules)
+    writer = StringWriter(rules, next(iter(schemas)))
     warnings: dict[str, None] = {}
     needs_check = False
     for name, schema in schemas.items():

@@ -83,10 +83,13 @@ def key(name: str) -> Node:
 
 
 class StringWriter:
-    """Turns expressions over characters into JSON strings; `rules` grows by what they share."""
+    """Turns expressions over characters into JSON strings; `rules` grows by what they share.
 
-    def __init__(self, rules: dict[str, Node]) -> None:
-        self._rules = rules
+    Names of such rules begin with `prefix`, so that two grammars can be put together.
+    """
+
+    def __init__(self, rules: dict[str, Node], prefix: str) -> None:
+        self._rules, self._prefix = rules, prefix
         self._sets: dict[charset.Ranges, Node] = {}
         self._shared: dict[Node, str] = {}
         self._n_shared = 0
@@ -114,10 +117,16 @@ class StringWriter:
     def shared(self, node: Node, kind: str) -> Node:
         """Return a reference to a rule for `node`, the same for equal ones."""
         if node not in self._shared:
-            self._n_shared += 1
-            self._shared[node] = f"{kind}-{self._n_shared}"
+            self._shared[node] = self._fresh_name(kind)
             self._rules[self._shared[node]] = node
         return Ref(self._shared[node])
+
+    def _fresh_name(self, kind: str) -> str:
+        while True:
+            self._n_shared += 1
+            name = f"{self._prefix}-{kind}-{self._n_shared}"
+            if name not in self._rules:
+                return name
 
     def machine(self, step: int, *, is_signed: bool) -> Node:
         """Return a reference to rules for the whole numbers over 0 that `step` divides."""
