@@ -210,6 +210,7 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
         stop=wanted.stop,
         top_logprobs=call.top_logprobs,
         cache_prompt=wanted.cache_prompt,
+        lora=wanted.lora,
         n_keep=wanted.n_keep,
         deadline_s=wanted.deadline_s or app.flags.timeout,
         fair_key=exchange.api_key,
@@ -300,6 +301,9 @@ def stream_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
     streamed.run(ignored_headers(wanted.ignored))
 
 
+WRITING = ("generate", "choose")  # kinds of request that need a model which continues text
+
+
 def submit(
     app: App, exchange: Exchange, request: core.Request, deliver: Callable[[core.Event], None]
 ) -> None:
@@ -307,7 +311,7 @@ def submit(
 
     In this order: a client that is gone already must cancel what the engine knows of.
     """
-    if request.kind == "generate" and not app.info().generates:
+    if request.kind in WRITING and not app.info().generates:
         raise errors.FieldUnsupported(
             "this model makes embeddings, it cannot write text: POST /v1/embeddings", param="model"
         )
@@ -421,6 +425,10 @@ def get_model(app: App, exchange: Exchange) -> None:
     exchange.reply_json(models.find_model(wanted, app.name, app.created, info))
 
 
+def list_adapters(app: App, exchange: Exchange) -> None:
+    exchange.reply_json(models.adapter_list(app.info()))
+
+
 def get_help(app: App, exchange: Exchange) -> None:
     """Help for a person with curl: lines that paste as they are."""
     host = exchange.headers.get("host") or "127.0.0.1:8080"
@@ -459,6 +467,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/health"): get_health,
     ("GET", "/v1/models"): list_models,
     ("GET", "/v1/models/{id}"): get_model,
+    ("GET", "/lora-adapters"): list_adapters,
     ("POST", "/v1/chat/completions"): chat_completions,
     ("POST", "/apply-template"): apply_template,
     ("POST", "/v1/embeddings"): create_embeddings,

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
+# LoRA adapters that a model runs with: (number in the order of loading, scale), no scale 0.
+Adapters = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Request:
     fair_key: str = ""  # who asks: round-robin between these
     keep_special: bool = False  # put control tokens' text into the answer
     labels: tuple[str, ...] = ()  # of a choose request: what the answer may be
+    lora: Adapters | None = None  # scales by adapter; None = those of the command line
     raw_vectors: bool = False  # embeddings as the model made them, not brought to length 1
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
     resume: tuple[tuple[int, ...], ...] = ()
@@ -238,6 +241,8 @@ class EngineSettings:
     cache_disk_mib: int = 1024  # in cache_dir at most
     context_shift: bool = False  # a full context loses its older half, and the text goes on
     lookup: bool = False  # guess tokens from the sequence's own past
+    lora: tuple[tuple[str, float], ...] = ()  # adapter files and their scales
+    lora_init_without_apply: bool = False  # scales are 0 unless a request says otherwise
     log_level: str = "warning"
 
 
@@ -270,6 +275,7 @@ class ModelInfo:
     special_tokens: tuple[str, ...] = ()  # text of every control token
     chat_template: str = ""
     tool_template: str = ""  # the one for requests with tools, where the file has another
+    adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and the scales they run with
     library_path: str = ""
     library_release: str = ""
     library_layout: str = ""

@@ -7,6 +7,7 @@ UsageError that says what would be right. Precedence: command line, environment,
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, NoReturn
@@ -65,6 +66,17 @@ def decimal(low: float, high: float) -> Callable[[str], float]:
     return convert
 
 
+def scaled_file(text: str) -> tuple[str, float]:
+    path, _, scale = text.rpartition(":")
+    value = float(scale)
+    if not path or not math.isfinite(value):
+        raise ValueError
+    return path, value
+
+
+scaled_file.__name__ = "a file, a colon and a scale"
+
+
 def choice(*names: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in names:
@@ -95,6 +107,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--chat-template-file", "", "a file with a Jinja chat template", metavar="FILE"),
         Option("--tool-format", "",
                "how the model writes tool calls; default: as its template says", metavar="NAME"),
+        Option("--lora", [],
+               "a LoRA adapter; requests may choose among them", metavar="FILE", many=True),
+        Option("--lora-scaled", [], "an adapter that changes the model more or less than by 1; "
+               "numbered after those of --lora", scaled_file, "FILE:SCALE", many=True),
+        Option("--lora-init-without-apply", False,
+               "adapters only work for requests that ask for them", None),
         Option("--no-think", False, "ask models not to think, unless a client wants it", None),
         Option("--reasoning-format", "auto",
                "none leaves thoughts in the content; auto and deepseek keep them apart",
@@ -285,5 +303,7 @@ def engine_settings(options: argparse.Namespace) -> core.EngineSettings:
         cache_disk_mib=options.cache_disk,
         lookup=options.lookup,
         n_queue=options.queue or 16 * options.parallel,
+        lora=(*((path, 1.0) for path in options.lora), *options.lora_scaled),
+        lora_init_without_apply=options.lora_init_without_apply,
         log_level=options.log_level,
     )

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from libloader.core import EngineSettings, Event, Prompt, Request, Sampling
+from libloader.core import Adapters, EngineSettings, Event, Prompt, Request, Sampling
 from libloader.engine.engine import Engine
 from libloader.engine.prefix_store import PrefixStore
 
@@ -113,13 +113,13 @@ class Cell:
 
 
 @functools.cache
-def after(past: int, token: int) -> int:
-    """Return the hash of a past that goes on with `token`."""
-    return zlib.crc32(b"%d,%d" % (past, token))
+def after(past: int, token: int, adapters: Adapters = ()) -> int:
+    """Return the hash of a past that goes on with `token`, computed with these LoRA adapters."""
+    return zlib.crc32(b"%d,%d" % (past, token) + (repr(adapters).encode() if adapters else b""))
 
 
-def past_of(tokens: Sequence[int]) -> int:
-    return functools.reduce(after, tokens, 0)
+def past_of(tokens: Sequence[int], adapters: Adapters = ()) -> int:
+    return functools.reduce(lambda past, token: after(past, token, adapters), tokens, 0)
 
 
 class FakeContext:
@@ -135,6 +135,8 @@ class FakeContext:
     ) -> None:  # fmt: skip
         self.n_ctx, self.n_seq_max, self.kv_unified = n_ctx, n_seq_max, unified
         self.pooling_name = "mean"
+        self.batch_adapters: list[Adapters] = []  # beside `batches`
+        self.adapters: Adapters = ()  # change what a token adds to its past
         self.n_ctx_seq = n_ctx if unified else n_ctx // n_seq_max
         self.n_batch, self.n_ubatch = n_batch, n_ubatch
         self.cells: dict[int, list[Cell]] = {seq_id: [] for seq_id in range(n_seq_max)}
@@ -153,6 +155,9 @@ class FakeContext:
     def n_decoded(self) -> int:
         return sum(map(len, self.batches))
 
+    def set_adapters(self, adapters: Adapters) -> None:
+        self.adapters = adapters
+
     def decode(self, batch: FakeBatch) -> int:
         assert 0 < batch.n_tokens <= self.n_batch, "libllama aborts here"
         assert self.gap is None, "positions with a hole in them"
@@ -168,6 +173,7 @@ class FakeContext:
             if wants_logits:
                 self.rows[row] = self.cells[seq_id][-1].past
         self.batches.append(list(batch.rows))
+        self.batch_adapters.append(self.adapters)
         return 0
 
     def seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
@@ -251,7 +257,7 @@ class FakeContext:
         cells = self.cells[seq_id]
         assert position == len(cells), f"libllama refuses: {position} after {len(cells)} tokens"
         assert 0 <= token < len(PIECES), "libllama refuses"
-        cells.append(Cell(after(cells[-1].past if cells else 0, token)))
+        cells.append(Cell(after(cells[-1].past if cells else 0, token, self.adapters)))
         self.n_used += 1
 
     def _leave(self, cell: Cell) -> None:
@@ -387,30 +393,34 @@ def could_say(
     n_ctx: int,
     next_token: Callable[[int], int] = default_next_token,
     n_keep: int = 0,
+    adapters: Adapters = (),
 ) -> bool:
     """True if each token follows from all before it, or from what shifts left of it.
 
     What is left is computed afresh after a shift that met shared cells, or when a slot was lost.
     """
-    window, pasts = list(prompt), {past_of(prompt)}
+    window, pasts = list(prompt), {past_of(prompt, adapters)}
     n_keep = min(n_keep if n_keep >= 0 else len(prompt), n_ctx - 4)
     for token in told:
-        pasts = {after(past, token) for past in pasts if next_token(past) == token}
+        pasts = {after(past, token, adapters) for past in pasts if next_token(past) == token}
         window.append(token)
         if not pasts:
             return False
         if len(window) == n_ctx:
             del window[n_keep : n_keep + max(1, (n_ctx - 1 - n_keep) // 2)]
-        pasts.add(past_of(window))
+        pasts.add(past_of(window, adapters))
     return True
 
 
 def expected_tokens(
-    prompt: Sequence[int], limit: int, next_token: Callable[[int], int] = default_next_token
+    prompt: Sequence[int],
+    limit: int,
+    next_token: Callable[[int], int] = default_next_token,
+    adapters: Adapters = (),
 ) -> list[int]:
     """Return what the fake model says to `prompt`, to its end token or `limit` tokens."""
-    past, result = past_of(prompt), []
+    past, result = past_of(prompt, adapters), []
     while len(result) < limit and (not result or result[-1] != EOS):
         result.append(next_token(past))
-        past = after(past, result[-1])
+        past = after(past, result[-1], adapters)
     return result

@@ -26,12 +26,12 @@ def folder(tmp_path):
 def written(folder, tmp_path):
     """A folder with one good file; returns its path."""
     name = folder.name_for(TOKENS)
-    folder.write(name, TOKENS, STATE)
+    folder.write(name, TOKENS, (), STATE)
     return tmp_path / name
 
 
 def test_what_was_written_is_found_and_read(folder, written):
-    assert folder.index() == [(written.name, TOKENS, len(STATE))]
+    assert folder.index() == [(written.name, TOKENS, (), len(STATE))]
     assert folder.read(written.name, TOKENS) == STATE
 
 
@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_no_file_and_warns_once(folder, tmp_path, monkeypa
 
     monkeypatch.setattr(prefix_file.os, "fsync", full)
     for tokens in (TOKENS, [9]):
-        folder.write(folder.name_for(tokens), tokens, STATE)
+        folder.write(folder.name_for(tokens), tokens, (), STATE)
     assert os.listdir(tmp_path) == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_made_ends_the_saving_with_one_warning(tmp_path,
     (tmp_path / "file").touch()
     folder = Folder(str(tmp_path / "file" / "folder"), BINDING)
     assert folder.index() == []
-    folder.write("x.kv", TOKENS, STATE)
+    folder.write("x.kv", TOKENS, (), STATE)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 

@@ -48,6 +48,8 @@ class Load:
             n_ctx=n_ctx,
             n_queue=1000,
             lookup=chance.random() < 0.5,
+            lora=(("a.gguf", 1.0), ("b.gguf", 1.0)),
+            lora_init_without_apply=True,
             context_shift=self.shifts,
             open_chain=SometimesNan,
             store=PrefixStore(chance.choice([0, 3000, 1 << 20])),
@@ -58,6 +60,7 @@ class Load:
         self.n_ctx = n_ctx
         self.asked: dict[str, dict] = {}
         self.cancelled: set[str] = set()
+        self.adapters = chance.choice([[None], [None, ((0, 1.0),), ((0, 0.5), (1, 2.0))]])
         self.prefixes = [self.tokens(chance.randrange(60)) for _ in range(3)]
 
     def tokens(self, n):
@@ -85,6 +88,7 @@ class Load:
             "fair_key": chance.choice(["", "x", "y"]),
             "sampling": Sampling(seed=NAN_SEED if chance.random() < 0.05 else 0),
             "cache_prompt": chance.random() < 0.9,
+            "lora": chance.choice(self.adapters),
         }
         self.asked[name] = {"prompt": prompt, **fields}
         self.bench.submit(name, prompt, **fields)
@@ -119,13 +123,14 @@ class Load:
         limit = self.n_ctx - len(asked["prompt"])
         if asked["max_tokens"] >= 0:
             limit = min(limit, asked["max_tokens"])
-        expected = expected_tokens(asked["prompt"], limit)
+        expected = expected_tokens(asked["prompt"], limit, adapters=asked["lora"] or ())
         assert got == expected[: len(got)], "somebody else's tokens"
         full = self.bench.context.n_ctx  # alone and refused: it fills all that there is
         assert not is_done or got == expected or self.fault_rate or limit >= full
 
     def check_shifting(self, asked, got, is_done):
-        assert could_say(asked["prompt"], got, self.n_ctx, n_keep=asked["n_keep"])
+        how = {"n_keep": asked["n_keep"], "adapters": asked["lora"] or ()}
+        assert could_say(asked["prompt"], got, self.n_ctx, **how)
         limit = asked["max_tokens"] if asked["max_tokens"] >= 0 else self.n_ctx
         is_whole = len(got) == limit or EOS in got
         full = self.bench.context.n_ctx

@@ -18,11 +18,12 @@ from typing import Any, Callable
 
 from libloader.abi import find, library
 from libloader.core import EngineSettings, ModelInfo, Sampling
-from libloader.engine.engine import Engine, n_ctx_slot, no_breadcrumb
+from libloader.engine.engine import Engine, default_adapters, n_ctx_slot, no_breadcrumb
 from libloader.engine.ports import Breadcrumb
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
 from libloader.errors import ModelLoadFailed
+from libloader.llama import lora
 from libloader.llama.batch import Batch
 from libloader.llama.context import Context, default_pooling, pooled_tokens
 from libloader.llama.model import Model
@@ -48,6 +49,7 @@ def build_engine(
         model = stack.enter_context(Model.load(lib, settings.model, settings, progress))
         if model.is_encoder_decoder:
             raise ModelLoadFailed(f"{settings.model}: encoder-decoder models are not supported")
+        model.adapters += [lora.load(model, path) for path, _ in settings.lora]
         context = stack.enter_context(Context(model, settings))
         if settings.context_shift and not context.can_shift:
             raise ModelLoadFailed(NO_SHIFT.format(settings.model))
@@ -71,7 +73,7 @@ def build_engine(
 
 def describe(lib: Any, model: Model, context: Context, settings: EngineSettings) -> ModelInfo:
     """Return what the loaded parts say of themselves."""
-    vocab = model.vocab
+    vocab, scales = model.vocab, dict(default_adapters(settings))
     return ModelInfo(
         alias=settings.alias,
         path=settings.model,
@@ -96,6 +98,7 @@ def describe(lib: Any, model: Model, context: Context, settings: EngineSettings)
         bos_token=_text(model, vocab.bos),
         eos_token=_text(model, vocab.eos),
         special_tokens=vocab.special_tokens,
+        adapters=tuple((path, scales.get(i, 0.0)) for i, (path, _) in enumerate(settings.lora)),
         chat_template=model.chat_template,
         tool_template=model.tool_template,
         library_path=lib.path,
@@ -114,7 +117,8 @@ def _n_ctx_slot(model: Model, context: Context, settings: EngineSettings) -> int
 def _open_store(settings: EngineSettings, lib: Any, context: Context) -> PrefixStore:
     folder = None
     if settings.cache_dir:
-        folder = Folder(settings.cache_dir, _binding(settings, lib, context))
+        adapters = [_content_hash(path) for path, _ in settings.lora]
+        folder = Folder(settings.cache_dir, _binding(settings, lib, context), adapters)
     return PrefixStore(settings.cache_ram_mib << 20, folder, settings.cache_disk_mib << 20)
 
 
@@ -127,6 +131,14 @@ def _binding(settings: EngineSettings, lib: Any, context: Context) -> bytes:
         *(str(settings.n_gpu_layers), str(context.kv_unified), sys.byteorder),
     )
     return hashlib.blake2b("\0".join(facts).encode(), digest_size=32).digest()
+
+
+def _content_hash(path: str) -> bytes:
+    digest = hashlib.blake2b(digest_size=32)
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.digest()
 
 
 def _fingerprint(path: str) -> str:

@@ -76,6 +76,7 @@ class Decoding:
         phase = "prefill" if self._batch.n_tokens > len(plan) else "decode"
         self._breadcrumb(phase, ids, self.step)
         try:
+            self._context.set_adapters(plan[0][0].live.adapters)
             code = self._context.decode(self._batch)
         except DecodeFailed:  # our own guards stopped it before C
             code = REFUSED

@@ -70,7 +70,10 @@ class Embedder:
         if n_polite is not None:
             room = min(room, n_polite)
         taken: list[Input] = []
+        adapters = self._line[0].live.adapters
         while self._line and len(taken) < context.n_seq_max:
+            if self._line[0].live.adapters != adapters:
+                break
             room -= len(self._line[0].tokens)
             if taken and room < 0:
                 break
@@ -88,6 +91,7 @@ class Embedder:
             for position, token in enumerate(item.tokens):
                 batch.add(token, position, seq_id, True)
         try:
+            context.set_adapters(inputs[0].live.adapters)
             code = context.decode(batch)
             if code != 0:
                 raise DecodeFailed(f"llama_decode answered {code} to an embedding batch")

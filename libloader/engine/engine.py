@@ -25,6 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, Callable
 
 from libloader.core import (
+    Adapters,
     ChoiceDone,
     DryRunEvent,
     EngineSettings,
@@ -107,6 +108,8 @@ class Engine:
         self._clock = clock
         self._breadcrumb = breadcrumb
         self._can_generate = can_generate
+        self._n_adapters = len(settings.lora)
+        self._adapters = default_adapters(settings)
         self._uses_lookup = settings.lookup
         self._n_queue = settings.n_queue or DEFAULT_QUEUE
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
@@ -316,9 +319,12 @@ class Engine:
 
     def _begin_dry_run(self, live: LiveRequest) -> Steps:
         request = live.request
+        live.adapters = self._adapters_of(request)
         prompts = yield lambda: list(map(self._reader.count, request.prompts))
         for index, tokens in enumerate(prompts):
-            known = self._scheduler.cache.known(tokens) if request.cache_prompt else ("kv", 0)
+            known = ("kv", 0)
+            if request.cache_prompt:
+                known = self._scheduler.cache.known(tokens, live.adapters)
             event = DryRunEvent(request.id, index, len(tokens), self.n_ctx_slot, (known,))
             self._events.append(event)
         self._finish(live)
@@ -358,6 +364,7 @@ class Engine:
         self._finish(live)
 
     def _enter(self, live: LiveRequest, prompts: list[list[int]], n_open: int) -> None:
+        live.adapters = self._adapters_of(live.request)
         self._live[live.request.id] = live
         live.n_prompt = sum(map(len, prompts))
         live.n_open = n_open
@@ -366,6 +373,18 @@ class Engine:
         """Protect the request's `n_keep` tokens, and BOS, from being shifted out."""
         n = sequence.live.request.n_keep
         sequence.keep(n + (sequence.prompt[0] == self._bos) if n >= 0 else n)
+
+    def _adapters_of(self, request: Request) -> Adapters:
+        """Return what `request` is computed with: what it asks for, else the command line's."""
+        wanted = self._adapters if request.lora is None else request.lora
+        for number, _ in wanted:
+            if not 0 <= number < self._n_adapters:
+                raise FieldInvalid(
+                    f"lora names adapter {number}, this server has {self._n_adapters}: "
+                    "GET /lora-adapters lists them",
+                    param="lora",
+                )
+        return tuple(sorted((number, scale) for number, scale in wanted if scale))
 
     def _replay(self, sequence: Sequence) -> None:
         """Take what was generated before a crash as generated; its text is not told again.
@@ -647,6 +666,13 @@ _BEGIN: dict[str, Callable[[Engine, LiveRequest], Steps]] = {
     "tokenize": Engine._begin_tokenize,
     "detokenize": Engine._begin_detokenize,
 }
+
+
+def default_adapters(settings: EngineSettings) -> Adapters:
+    """Return what a request runs with that says nothing of adapters."""
+    if settings.lora_init_without_apply:
+        return ()
+    return tuple((number, scale) for number, (_, scale) in enumerate(settings.lora))
 
 
 def n_ctx_slot(context: ContextPort, settings: EngineSettings) -> int:

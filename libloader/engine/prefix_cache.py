@@ -1,7 +1,7 @@
 """The prefix cache: what of a prompt is known already, and the way into a slot.
 
 Lives here: one look-up over three levels (slots of the KV cache, states in RAM, states on disk),
-filling a slot from the best, evicting. Not here: the tree (radix_tree.py), the native memory
+filling a slot from the best, evicting. Not here: the trees (prefix_forest.py), the native memory
 (slot.py), the saved states (prefix_store.py), who gets a slot when (scheduler.py).
 
 Laws:
@@ -16,10 +16,11 @@ Laws:
 from __future__ import annotations
 
 from itertools import islice
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
+from libloader.core import Adapters
+from libloader.engine.prefix_forest import Holder, PrefixForest
 from libloader.engine.prefix_store import Loading, PrefixStore, Saved
-from libloader.engine.radix_tree import PrefixTree
 from libloader.engine.sequence import Sequence
 from libloader.engine.slot import Slot, Slots
 
@@ -27,8 +28,6 @@ from libloader.engine.slot import Slot, Slots
 MIN_WORTH_WAITING = 16
 MIN_WORTH_SAVING = 32
 MAX_SAVED_ALIKE = 8  # saved states with the same beginning that are compared, latest first
-
-Holder = Union[Slot, Saved]
 
 
 class Known(NamedTuple):
@@ -50,7 +49,7 @@ class PrefixCache:
         self.slots = slots
         self.hits = {"kv": 0, "ram": 0, "disk": 0}  # tokens not computed, by level
         self._store = store
-        self._tree: PrefixTree[Holder] = PrefixTree()
+        self._tree = PrefixForest()
         self._clock = 0  # counts releases: orders idle slots by last use
         store.on_drop = self._tree.remove
         for saved in store:
@@ -60,7 +59,7 @@ class PrefixCache:
         """Return who knows most of the tokens but the last, whose logits are needed."""
         if not sequence.live.request.cache_prompt:
             return None
-        n, holders = self._tree.longest(sequence.tokens[:-1])
+        n, holders = self._tree.longest(sequence.tokens[:-1], sequence.live.adapters)
         # All slots, but of the saved states only some: they may be thousands with one prefix.
         candidates: list[Holder] = [slot for slot in self.slots.all if slot in holders]
         saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
@@ -68,9 +67,9 @@ class PrefixCache:
         known = max((_known(each, n, sequence) for each in candidates), key=_worth, default=None)
         return known if known is not None and known.n_soon > 0 else None
 
-    def known(self, tokens: list[int]) -> tuple[str, int]:
+    def known(self, tokens: list[int], adapters: Adapters) -> tuple[str, int]:
         """Return the level and how many of the tokens but the last it has now. Changes nothing."""
-        n, holders = self._tree.longest(tokens[:-1])
+        n, holders = self._tree.longest(tokens[:-1], adapters)
         found = [self._held(holder, n) for holder in holders]
         return max(found, key=lambda known: (known[1], known[0] == "kv"), default=("kv", 0))
 
@@ -99,6 +98,7 @@ class PrefixCache:
             sequence.loading = Loading(holder, holder.level, known.n_now, state)
         if holder is not slot:
             self._vacate(slot)
+        slot.adapters = sequence.live.adapters
         if known is None or isinstance(holder, Saved):
             self._promise(sequence, slot)
         elif known.n_soon - known.n_now >= MIN_WORTH_WAITING:
@@ -215,7 +215,7 @@ class PrefixCache:
     def _save(self, slot: Slot) -> None:
         if len(slot.tokens) < MIN_WORTH_SAVING or not self._store.takes:
             return
-        n, holders = self._tree.longest(slot.tokens)
+        n, holders = self._tree.longest(slot.tokens, slot.adapters)
         others = [other for other in holders if other is not slot and len(other.tokens) >= n]
         if n == len(slot.tokens) and others:
             for other in others:
@@ -223,7 +223,7 @@ class PrefixCache:
                     self._store.touch(other)
             return
         tokens = list(slot.tokens)
-        saved = self._store.put(tokens, self.slots.state(slot))
+        saved = self._store.put(tokens, self.slots.state(slot), slot.adapters)
         if saved is not None:
             self._tree.insert(tokens, saved)
 

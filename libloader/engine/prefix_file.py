@@ -5,9 +5,11 @@ Lives here: the format, its checks, atomic writing. Not here: which states are k
 
     bytes  0..8     magic, with the format's version
            8..40    binding: which model, library and settings the state belongs to
-          40..44    number of tokens, little-endian like all that follows
-          44..52    length of the state
-          52..      token ids, 4 bytes each; the state; BLAKE2b-256 of everything before
+          40..44    number of LoRA adapters it was computed with, little-endian as all that follows
+          44..48    number of tokens
+          48..56    length of the state
+          56..      for each adapter 32 bytes of hash and its scale, 8 bytes; token ids, 4 bytes
+                    each; the state; BLAKE2b-256 of everything before
 
 Laws:
 - A file that is damaged, cut, foreign or not a plain file is never loaded: libllama trusts what it
@@ -25,30 +27,47 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
-MAGIC = b"IGLKV\r\n\1"
-_HEAD = struct.Struct("<8s32sIQ")
+from libloader.core import Adapters
+
+MAGIC = b"IGLKV\r\n\2"
+_HEAD = struct.Struct("<8s32sIIQ")
+_ADAPTER = struct.Struct("<32sd")
 _DIGEST_BYTES = 32
 SUFFIX, UNFINISHED = ".kv", ".tmp"
 ABANDONED_S = 3600.0  # an unfinished file this old has no writer any more
 MAX_TOKENS = 1 << 24  # more is damage, not a prompt
+MAX_ADAPTERS = 1 << 10
 
 logger = logging.getLogger(__name__)
 
 
-class Folder:
-    """The states of one model, library and settings in one folder. One thread at a time."""
+class Entry(NamedTuple):
+    """What the beginning of a file says of it."""
 
-    def __init__(self, path: str, binding: bytes) -> None:
-        assert len(binding) == 32
+    name: str
+    tokens: list[int]
+    adapters: Adapters
+    n_bytes: int  # of the state
+
+
+class Folder:
+    """The states of one model, library and settings in one folder. One thread at a time.
+
+    `adapters` are the hashes of the LoRA adapters, by number.
+    """
+
+    def __init__(self, path: str, binding: bytes, adapters: Sequence[bytes] = ()) -> None:
+        assert all(len(digest) == 32 for digest in (binding, *adapters))
         self._path = path
         self._binding = binding
+        self._digests = adapters
         self._is_writable = True
 
-    def index(self) -> list[tuple[str, list[int], int]]:
-        """Return (name, tokens, bytes) of each file that may be ours, oldest first."""
+    def index(self) -> list[Entry]:
+        """Return an entry for each file that may be ours, oldest first."""
         try:
             os.makedirs(self._path, 0o700, exist_ok=True)
             entries = sorted(os.scandir(self._path), key=lambda entry: entry.stat().st_mtime)
@@ -57,11 +76,11 @@ class Folder:
             return []
         return list(self._readable(entries))
 
-    def name_for(self, tokens: list[int]) -> str:
-        digest = hashlib.blake2b(self._binding + _packed(tokens), digest_size=16)
+    def name_for(self, tokens: list[int], adapters: Adapters = ()) -> str:
+        digest = hashlib.blake2b(self._head(tokens, adapters, 0), digest_size=16)
         return digest.hexdigest() + SUFFIX
 
-    def read(self, name: str, tokens: list[int]) -> bytes | None:
+    def read(self, name: str, tokens: list[int], adapters: Adapters = ()) -> bytes | None:
         """Return the state of `tokens`; None if the file is not exactly what was written."""
         try:
             with self._open(name) as file:
@@ -69,20 +88,19 @@ class Folder:
         except OSError as error:
             logger.info("cached prefix %s cannot be read: %s", name, error)
             return None
-        head = _HEAD.pack(MAGIC, self._binding, len(tokens), _n_state(data, tokens))
         body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-        start = _HEAD.size + 4 * len(tokens)
-        is_whole = body[:start] == head + _packed(tokens) and _digest(body) == digest
-        if not is_whole:
+        start = len(self._head(tokens, adapters, 0))
+        head = self._head(tokens, adapters, max(0, len(body) - start))
+        if body[:start] != head or _digest(body) != digest:
             logger.warning("cached prefix %s is damaged or foreign; it is ignored", name)
             return None
         return body[start:]
 
-    def write(self, name: str, tokens: list[int], state: bytes) -> None:
+    def write(self, name: str, tokens: list[int], adapters: Adapters, state: bytes) -> None:
         """Write a state, atomically; after the first failure nothing is written any more."""
         if not self._is_writable:
             return
-        body = _HEAD.pack(MAGIC, self._binding, len(tokens), len(state)) + _packed(tokens) + state
+        body = self._head(tokens, adapters, len(state)) + state
         unfinished = os.path.join(self._path, f"{name}.{os.getpid()}{UNFINISHED}")
         try:
             self._write_whole(unfinished, body)
@@ -94,28 +112,43 @@ class Folder:
     def remove(self, name: str) -> None:
         self._remove(os.path.join(self._path, name))
 
-    def _readable(self, entries: list[os.DirEntry[str]]) -> Iterator[tuple[str, list[int], int]]:
+    def _head(self, tokens: list[int], adapters: Adapters, n_state: int) -> bytes:
+        """Return all that a file holds before its state; adapters in the order of their hashes."""
+        packed = sorted(_ADAPTER.pack(self._digests[number], scale) for number, scale in adapters)
+        head = _HEAD.pack(MAGIC, self._binding, len(adapters), len(tokens), n_state)
+        return head + b"".join(packed) + _packed(tokens)
+
+    def _readable(self, entries: list[os.DirEntry[str]]) -> Iterator[Entry]:
         for entry in entries:
             if entry.name.endswith(SUFFIX):
-                tokens, n_bytes = self._read_head(entry.name)
-                if tokens:
-                    yield entry.name, tokens, n_bytes
+                found = self._read_head(entry.name)
+                if found is not None:
+                    yield found
             elif entry.name.endswith(UNFINISHED) and _is_abandoned(entry):
                 self._remove(entry.path)
 
-    def _read_head(self, name: str) -> tuple[list[int], int]:
-        """Return tokens and size of the state, ([], 0) if the file is not ours or not whole."""
+    def _read_head(self, name: str) -> Entry | None:
+        """Return what the file holds, None if it is not ours or not whole."""
         try:
             with self._open(name) as file:
                 size = os.fstat(file.fileno()).st_size
-                magic, binding, n_tokens, n_state = _HEAD.unpack(file.read(_HEAD.size))
-                expected = _HEAD.size + 4 * n_tokens + n_state + _DIGEST_BYTES
-                if magic != MAGIC or binding != self._binding or size != expected:
-                    return [], 0
-                return _unpacked(file.read(4 * min(n_tokens, MAX_TOKENS))), n_state
-        except (OSError, struct.error) as error:
+                magic, binding, *counts = _HEAD.unpack(file.read(_HEAD.size))
+                n_adapters, n_tokens, n_state = counts
+                n_known = _HEAD.size + _ADAPTER.size * n_adapters + 4 * n_tokens
+                is_ours = magic == MAGIC and binding == self._binding
+                if not is_ours or size != n_known + n_state + _DIGEST_BYTES:
+                    return None
+                adapters = self._read_adapters(file, min(n_adapters, MAX_ADAPTERS))
+                tokens = _unpacked(file.read(4 * min(n_tokens, MAX_TOKENS)))
+                return Entry(name, tokens, adapters, n_state) if tokens else None
+        except (OSError, struct.error, ValueError) as error:
             logger.info("cached prefix %s is ignored: %s", name, error)
-            return [], 0
+            return None
+
+    def _read_adapters(self, file: BinaryIO, n: int) -> Adapters:
+        """Return adapters by their numbers of today; ValueError if one is not loaded."""
+        packed = [_ADAPTER.unpack(file.read(_ADAPTER.size)) for _ in range(n)]
+        return tuple(sorted((self._digests.index(digest), scale) for digest, scale in packed))
 
     def _open(self, name: str) -> BinaryIO:
         """Open for reading, not through a symbolic link, and not what could block."""
@@ -144,10 +177,6 @@ class Folder:
 
 def _digest(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
-
-
-def _n_state(data: bytes, tokens: list[int]) -> int:
-    return max(0, len(data) - _HEAD.size - 4 * len(tokens) - _DIGEST_BYTES)
 
 
 def _packed(tokens: list[int]) -> bytes:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Callable, NamedTuple
 
+from libloader.core import Adapters
 from libloader.engine.prefix_file import Folder
 
 MAX_PENDING_BYTES = 64 << 20  # states that wait for the disk are in memory beside the RAM budget
@@ -30,10 +31,13 @@ logger = logging.getLogger(__name__)
 class Saved:
     """The state of a sequence outside the KV cache. `state` is None while it is only on disk."""
 
-    __slots__ = ("tokens", "n_bytes", "state", "name")
+    __slots__ = ("tokens", "adapters", "n_bytes", "state", "name")
 
-    def __init__(self, tokens: list[int], n_bytes: int, state: bytes | None, name: str) -> None:
+    def __init__(
+        self, tokens: list[int], adapters: Adapters, n_bytes: int, state: bytes | None, name: str
+    ) -> None:
         self.tokens = tokens
+        self.adapters = adapters  # with which it was computed
         self.n_bytes = n_bytes
         self.state = state
         self.name = name  # of its file; "" if there is none
@@ -64,8 +68,9 @@ class PrefixStore:
         self.on_drop: Callable[[Saved], None] = lambda saved: None
         self.n_ram_bytes = 0
         self._disk = ThreadPoolExecutor(1, "prefix-disk") if folder else None
-        for name, tokens, n_bytes in folder.index() if folder else ():
-            self._all[Saved(tokens, n_bytes, None, name)] = None
+        for entry in folder.index() if folder else ():
+            saved = Saved(entry.tokens, entry.adapters, entry.n_bytes, None, entry.name)
+            self._all[saved] = None
         self._shrink_disk()
 
     def __iter__(self) -> Iterator[Saved]:
@@ -81,11 +86,12 @@ class PrefixStore:
         """True where states are found again after a restart."""
         return self._folder is not None
 
-    def put(self, tokens: list[int], state: bytes) -> Saved | None:
+    def put(self, tokens: list[int], state: bytes, adapters: Adapters = ()) -> Saved | None:
         """Keep `state`; None if it is larger than all there is."""
-        for shorter in [saved for saved in self._all if _begins(tokens, saved.tokens)]:
+        alike = [saved for saved in self._all if saved.adapters == adapters]
+        for shorter in [saved for saved in alike if _begins(tokens, saved.tokens)]:
             self._drop(shorter)
-        saved = Saved(tokens, len(state), state, "")
+        saved = Saved(tokens, adapters, len(state), state, "")
         self._all[saved] = None
         self.n_ram_bytes += saved.n_bytes
         self._shrink(self._ram_bytes)
@@ -102,7 +108,7 @@ class PrefixStore:
             ready: Future[bytes | None] = Future()
             ready.set_result(saved.state)
             return ready
-        return self._disk.submit(self._folder.read, saved.name, saved.tokens)
+        return self._disk.submit(self._folder.read, saved.name, saved.tokens, saved.adapters)
 
     def forget(self, saved: Saved) -> None:
         """Drop a state that turned out to be of no use."""
@@ -133,8 +139,9 @@ class PrefixStore:
             self._drop(saved)
             return
         if not saved.name:
-            saved.name = self._folder.name_for(saved.tokens)
-            write = self._disk.submit(self._folder.write, saved.name, saved.tokens, state)
+            what = (saved.tokens, saved.adapters)
+            saved.name = self._folder.name_for(*what)
+            write = self._disk.submit(self._folder.write, saved.name, *what, state)
             self._pending.append((saved.n_bytes, write))
         saved.state = None
         self.n_ram_bytes -= saved.n_bytes

@@ -8,6 +8,8 @@ Laws:
   less (pace.py), so that a long prompt never holds up a stream for longer than that.
 - Nobody is admitted whose worst case does not fit beside the worst cases of all who run; the newest
   waits, and nobody overtakes it. So a full cache is an exception; then the youngest goes back.
+- A batch runs with one set of LoRA adapters; the sets that have work take turns (turns.py). All
+  streams count when the size of a prompt chunk is chosen, for all of them wait for its batch.
 - Rows of a batch are in ascending order of seq_id: with one KV stream per sequence libllama packs
   only ascending neighbours into one micro-batch (measured: 64 ms instead of 11.5 ms otherwise).
 
@@ -27,6 +29,7 @@ from libloader.engine.prefix_cache import PrefixCache
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.sequence import Sequence
 from libloader.engine.slot import Slots
+from libloader.engine.turns import Turns
 from libloader.engine.waiting import Waiting
 
 Plan = list[tuple[Sequence, int]]  # (sequence, number of its pending tokens to decode)
@@ -39,6 +42,7 @@ class Scheduler:
         self.slots = Slots(context)
         self.cache = PrefixCache(self.slots, store)
         self.waiting = Waiting()
+        self._turns = Turns()
         self.running: list[Sequence] = []  # oldest first
         self.pace = Pace()
         self._context = context
@@ -60,19 +64,18 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Return what the next batch decodes: streams first, then prompt chunks, oldest first."""
-        decoding: Plan = []
-        prefilling: list[Sequence] = []
-        for sequence in self.running:
-            if sequence.is_waiting and self.cache.still_waits(sequence):
-                continue
-            if sequence.n_pending == 1:
-                decoding.append((sequence, 1))
-            else:
-                prefilling.append(sequence)
-        n_rows = len(decoding) + self._guess([sequence for sequence, _ in decoding])
+        ready = [each for each in self.running if not self._waits(each)]
+        n_streams = sum(sequence.n_pending == 1 for sequence in ready)
+        chosen = self._turns.of_one_kind(ready)
+        decoding: Plan = [(sequence, 1) for sequence in chosen if sequence.n_pending == 1]
+        prefilling = [sequence for sequence in chosen if sequence.n_pending > 1]
+        n_rows = n_streams + self._guess([sequence for sequence, _ in decoding])
         plan = decoding + self._chunks(prefilling, n_rows)
         plan.sort(key=_by_seq_id)
         return plan
+
+    def _waits(self, sequence: Sequence) -> bool:
+        return sequence.is_waiting and self.cache.still_waits(sequence)
 
     def polite_rows(self) -> int | None:
         """Return how many rows work beside the streams may take at once; None: nobody minds."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from libloader.core import Request
+from libloader.core import Adapters, Request
 from libloader.engine.choosing import Choosing
 from libloader.engine.detokenizer import Detokenizer
 from libloader.engine.ports import ChainPort
@@ -146,12 +146,13 @@ class LiveRequest:
 
     __slots__ = (
         "request", "sequences", "n_open", "submitted_s", "deadline_s", "seated_s",
-        "first_token_s", "n_prompt", "n_cached", "n_computed", "choosing",
+        "adapters", "first_token_s", "n_prompt", "n_cached", "n_computed", "choosing",
     )  # fmt: skip
 
-    def __init__(self, request: Request, now_s: float) -> None:
+    def __init__(self, request: Request, now_s: float, adapters: Adapters = ()) -> None:
         self.request = request
         self.sequences: list[Sequence] = []
+        self.adapters = adapters  # what all its choices are computed with
         self.n_open = 0  # choices that have not ended
         self.submitted_s = now_s
         self.deadline_s = now_s + request.deadline_s if request.deadline_s > 0 else math.inf

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import sys
 
+from libloader.core import Adapters
 from libloader.engine.ports import ContextPort
 
 WHOLE = -1  # llama.h: a p1 below 0 means "to the end"
@@ -30,7 +31,9 @@ WHOLE = -1  # llama.h: a p1 below 0 means "to the end"
 class Slot:
     """One seq_id: the tokens in its KV cache and the sequence that sits in it, if any."""
 
-    __slots__ = ("seq_id", "tokens", "sequence", "last_used", "spans", "origin", "pure_end")
+    __slots__ = (
+        "seq_id", "tokens", "sequence", "last_used", "spans", "origin", "pure_end", "adapters",
+    )  # fmt: skip
 
     def __init__(self, seq_id: int) -> None:
         self.seq_id = seq_id
@@ -39,6 +42,7 @@ class Slot:
         self.last_used = 0  # step number
         self.spans: list[tuple[int, int]] = []
         self.origin = 0  # of the open tail; 0 = none opened yet
+        self.adapters: Adapters = ()  # with which `tokens` were computed
         self.pure_end = sys.maxsize  # cells from here on remember tokens that were shifted out
 
     @property

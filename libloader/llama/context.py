@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from libloader.core import EngineSettings
+from libloader.core import Adapters, EngineSettings
 from libloader.errors import DecodeFailed, ModelLoadFailed
 from libloader.llama import ggml_types, machine
 from libloader.llama.batch import Batch
@@ -72,6 +72,7 @@ class Context(Handle):
         self.kv_unified = bool(wishes["kv_unified"]) or "kv_unified" in unset
         self.embeddings = embeddings
         self._read_back()
+        self._adapters: Adapters = ()
         self._n_rows = 0  # of the last batch that was decoded
         self._logprobs: LogprobReader | None = None
         # Where an empty sequence's last position is 0, as one token's is, we note ourselves which
@@ -105,6 +106,18 @@ class Context(Handle):
         return self.n_ctx * kv_bytes_per_token(self.model, self.settings)
 
     # Decoding
+
+    def set_adapters(self, adapters: Adapters) -> None:
+        """Let further batches run with these LoRA adapters of the model, and no other ones."""
+        if adapters == self._adapters:
+            return
+        n = len(adapters)
+        pointers = (ctypes.c_void_p * n)(*(self.model.adapters[number] for number, _ in adapters))
+        scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))
+        code = self._lib.llama_set_adapters_lora(self.pointer, pointers, n, scales)
+        if code != 0:
+            raise DecodeFailed(f"libllama answered {code} to LoRA adapters")
+        self._adapters = adapters
 
     def decode(self, batch: Batch) -> int:
         """Decode all rows and return libllama's code.

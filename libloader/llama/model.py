@@ -34,6 +34,7 @@ class Model(Handle):
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
         self.n_params = file.n_params  # b3889 itself counts tied input and output weights twice
         self.size_bytes = file.total_bytes
+        self.adapters: list[Any] = []  # LoRA, by number; see lora.py
         self.has_encoder: bool = bool(lib.llama_model_has_encoder(pointer))
         self.has_decoder: bool = bool(lib.llama_model_has_decoder(pointer))
 

@@ -42,6 +42,11 @@ def find_model(wanted: str, name: str, created: int, info: core.ModelInfo | None
     return model_dict(name, created, info)
 
 
+def adapter_list(info: core.ModelInfo) -> list[dict[str, Any]]:
+    """GET /lora-adapters, as llama-server has it: the ids that requests use in `lora`."""
+    return [{"id": i, "path": p, "scale": scale} for i, (p, scale) in enumerate(info.adapters)]
+
+
 def health(status: core.EngineStatus) -> tuple[bool, dict[str, Any]]:
     """Return (ok, body). The body names no path, prompt or version: /health needs no API key."""
     ok = status.state == "ok"

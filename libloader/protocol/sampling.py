@@ -20,6 +20,7 @@ from libloader.protocol.fields import Field, boolean, integer, list_of, number, 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 256
 MAX_CHOICES = 64
 MAX_BIASES = 4096
+MAX_ADAPTERS, MAX_SCALE = 64, 1000
 MAX_INT = 2**31 - 1
 _DEFAULT = core.Sampling()
 
@@ -47,6 +48,20 @@ def _bias(pair: Any, path: str) -> tuple[int, float]:
     if bias is False:
         return token, float("-inf")
     return token, max(-100.0, min(100.0, number()(bias, f"{path}.{token}")))
+
+
+def _lora(value: Any, path: str) -> core.Adapters:
+    """llama-server's list [{"id": number of an adapter, "scale": how strongly}, ...]."""
+    if not isinstance(value, list) or len(value) > MAX_ADAPTERS:
+        raise fields.invalid(path, f"an array of at most {MAX_ADAPTERS} objects with id and scale")
+    chosen: dict[int, float] = {}
+    for i, item in enumerate(value):
+        fields.mapping(item, f"{path}[{i}]")
+        adapter = integer(0, MAX_INT)(item.get("id"), f"{path}[{i}].id")
+        if adapter in chosen:
+            raise fields.invalid(f"{path}[{i}].id", f"given once, {adapter} is there twice")
+        chosen[adapter] = number(-MAX_SCALE, MAX_SCALE)(item.get("scale"), f"{path}[{i}].scale")
+    return tuple(chosen.items())
 
 
 SAMPLING_FIELDS = (
@@ -87,6 +102,7 @@ GENERATION_FIELDS = (
     Field("cache_prompt", boolean, True),
     Field("n_keep", integer(-1, MAX_INT), 0),
     Field("dry_run", boolean, False),
+    Field("lora", _lora),
     Field("timeout", number(0.001, 86400), 0.0, ("deadline_s",)),
     Field("model", string(1024), ""),
     Field("user", string(1024), ""),
@@ -127,6 +143,7 @@ class Generation:
     stream: bool = False
     include_usage: bool = False
     cache_prompt: bool = True
+    lora: core.Adapters | None = None  # None: as the server was started
     n_keep: int = 0
     deadline_s: float = 0.0
     dry_run: bool = False  # say what would run, and run nothing
@@ -150,6 +167,7 @@ def read_generation(
         stream=values["stream"],
         include_usage=_include_usage(values["stream_options"]),
         cache_prompt=values["cache_prompt"],
+        lora=values["lora"],
         n_keep=values["n_keep"],
         deadline_s=values["timeout"],
         dry_run=values["dry_run"],
