@@ -52,7 +52,7 @@ def test_every_option_is_also_an_environment_variable(row):
 
 def sample(row):
     """A value that the row takes and that is not its default."""
-    for text in ("7", "0.5", "off", "q8_0", "cls", "none", "debug"):
+    for text in ("7", "0.5", "off", "q8_0", "cls", "none", "debug", "file:0.5"):
         try:
             if row.convert(text) != row.default:
                 return text
@@ -66,10 +66,19 @@ def test_lists_come_comma_separated_from_the_environment():
     assert parse("m", "--api-key", "a", "--api-key", "b").api_key == ["a", "b"]
 
 
+def test_adapters_are_numbered_those_without_a_scale_first():
+    given = parse("m", "--lora-scaled", "C:\\b.gguf:0.5", "--lora", "a.gguf")
+    settings = options.engine_settings(given)
+    assert settings.lora == (("a.gguf", 1.0), ("C:\\b.gguf", 0.5))
+    assert not settings.lora_init_without_apply
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--bogus"], "--bogus"),
+        (["--lora-scaled", "a.gguf"], "a file, a colon and a scale"),
+        (["--lora-scaled", "a.gguf:inf"], "a file, a colon and a scale"),
         (["--por", "1"], "--por"),
         (["-p", "x"], "'x' is not an integer from 0 to 65535"),
         (["-p", "70000"], "'70000' is not an integer"),

@@ -248,3 +248,31 @@ def test_advice_of_a_model_file_that_makes_no_sense_is_not_taken():
     found = sampling.defaults_of({"temperature": -3.0, "top_k": 2.5, "top_p": 0.9}, {})
     assert found.origins == {"top_p": "model"}
     assert found.sampling.temperature == core.Sampling().temperature
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ({"id": 0, "scale": 1}, "lora"),
+        ([1], "lora[0]"),
+        ([{"scale": 1}], "lora[0].id"),
+        ([{"id": -1, "scale": 1}], "lora[0].id"),
+        ([{"id": 0}], "lora[0].scale"),
+        ([{"id": 0, "scale": "1"}], "lora[0].scale"),
+        ([{"id": 0, "scale": 1001}], "lora[0].scale"),
+        ([{"id": 0, "scale": 1}, {"id": 0, "scale": 2}], "lora[1].id"),
+        ([{"id": i, "scale": 1} for i in range(65)], "lora"),
+    ],
+)
+def test_a_wrong_choice_of_adapters_is_refused_and_named(value, param):
+    """D10"""
+    with pytest.raises(FieldInvalid) as caught:
+        read(lora=value)
+    assert caught.value.param == param
+
+
+def test_adapters_are_chosen_by_number_and_scale():
+    given = [{"id": 1, "scale": 0.5, "path": "as listed"}, {"id": 0, "scale": -1}]
+    assert read(lora=given).generation.lora == ((1, 0.5), (0, -1.0))
+    assert read(lora=[]).generation.lora == ()
+    assert read().generation.lora is None

@@ -50,6 +50,8 @@ HAZARDS: tuple[Hazard, ...] = (
            "llama_n_seq_max returns the size of the cache"),
     Hazard("n_batch_raised", "b3600", "b6846",
            "n_batch below 64 is raised to 64, before b4753 to 32 if below"),
+    Hazard("adapters_unnoticed", "b5641", "b7836",
+           "a batch shaped like the one before is computed with that one's LoRA adapters"),
     Hazard("no_auto_flash_attn", "b3600", "b6325", "flash attention is on or off, never auto"),
     Hazard("shared_tokens_diverge", "b5913", "",
            "without kv_unified, two sequences that share tokens of one batch cannot diverge"),

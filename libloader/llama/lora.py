@@ -28,6 +28,7 @@ from libloader.llama.preflight import NOT_FOR_WEIGHTS
 
 ALPHA = "adapter.lora.alpha"
 ACTIVATED = "adapter.alora.invocation_tokens"
+NO_GRAPH_REUSE = "LLAMA_GRAPH_REUSE_DISABLE"  # llama-context.cpp
 LOOKED_UP = "token_embd.weight"
 A, B = ".lora_a", ".lora_b"
 # Converters leave these in; libllama skips them.
@@ -42,6 +43,8 @@ def load(model: Model, path: str) -> Any:
     check(file, model.file)
     if not model.lib.has("lora"):
         raise ModelLoadFailed(f"{path}: libllama {model.lib.release} has no LoRA adapters")
+    if model.lib.hazard("adapters_unnoticed"):
+        os.environ[NO_GRAPH_REUSE] = "1"  # read when a context is made
     pointer = model.lib.llama_adapter_lora_init(model.pointer, os.fsencode(path))
     if not pointer:
         raise ModelLoadFailed(f"{path}: libllama {model.lib.release} cannot load this adapter")
