@@ -6,16 +6,24 @@ do not know each other. Where the model may think first, the grammar lets it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Callable, NamedTuple, TypeVar
 
 from libloader.chat.reasoning import Tags
 from libloader.chat.template import ChatTemplate, RenderedPrompt
-from libloader.chat.tools import forcing
-from libloader.grammar import gbnf, json_schema, validate
+from libloader.chat.tools import forcing, format_named
+from libloader.chat.tools.format import Format
+from libloader.chat.tools.gbnf import literal
+from libloader.errors import GrammarInvalid
+from libloader.grammar import gbnf, json_schema, validate, vocabulary
 from libloader.protocol.shape import Shape
 from libloader.protocol.tools import ToolUse
 
+G = TypeVar("G")
+CACHED = 16  # grammars of allowed calls; a large one has 256 KiB
 CALLS = "format-calls"  # rules of schemas keep clear of names that begin so
 
 
@@ -67,38 +75,99 @@ def constraint(
     A call that is forced goes before a shape: such an answer has no content to be shaped.
     """
     _check_strict_functions(use)
-    tags = _thinking_tags(template, prompt) if split_reasoning else None
+    tags = _thinking_tags(template, prompt, split_reasoning=split_reasoning)
     opened = prompt.thinking is not None
+    use = _possible(template, use)
     if use.is_forced:
         return _forced_call(template, use, tags, opened)
     if shape is None:
-        return FREE
+        return _allowed_calls(template, use, tags, opened) if use.tools else FREE
     if shape.grammar:
         gbnf.check(shape.grammar, param=shape.param)
         return Constraint(shape.grammar)
     return _shaped(template, use, shape, tags, opened)
 
 
-def _thinking_tags(template: ChatTemplate, prompt: RenderedPrompt) -> Tags | None:
+def _thinking_tags(
+    template: ChatTemplate, prompt: RenderedPrompt, *, split_reasoning: bool
+) -> Tags | None:
     """Return the tags of the think block that the answer may begin with, or is inside of."""
+    if template.format.thought is not None:
+        return template.format.thought  # read apart whatever is asked for
     tags = prompt.thinking or template.tags
     is_over = tags is not None and prompt.text.rstrip().endswith(tags.end)
-    return None if is_over else tags
+    return None if is_over or not split_reasoning else tags
+
+
+def _possible(template: ChatTemplate, use: ToolUse) -> ToolUse:
+    """One call an answer is enough for models that make no more, whatever the request says."""
+    one_call = template.format.one_call or template.capabilities.one_call
+    return replace(use, parallel=use.parallel and not one_call)
+
+
+def _allowed_calls(
+    template: ChatTemplate, use: ToolUse, tags: Tags | None, opened: bool
+) -> Constraint:
+    """Free text; where a call begins in it, the rest is what a forced one would be.
+
+    Schemas too large for a grammar are said to be held to less, rather than refused: clients with
+    many tools leave the choice to the model, and most answers are no calls.
+    """
+    text = json.dumps(use.tools)
+    rest = replace(use, tools=())
+    return _allowed_calls_of(template.format.name, text, rest, tags, opened)
+
+
+@lru_cache(CACHED)
+def _allowed_calls_of(
+    format: str, tools: str, use: ToolUse, tags: Tags | None, opened: bool
+) -> Constraint:
+    """Agents send the same tools with every turn: a grammar is made once for them."""
+    use = replace(use, tools=tuple(json.loads(tools)))
+    allowed = _asked(forcing.allow, format_named(format), use, tags, opened)
+    checked = Constraint(arguments=_to_check(use))
+    if allowed is None:
+        return checked
+    try:
+        return _of_calls(allowed, use)
+    except GrammarInvalid as error:
+        if _are_strict(use):
+            raise
+        for schema in allowed.schemas.values():
+            vocabulary.Document(schema, param="tools")  # raises what is wrong, not just too much
+        reason = error.message
+    try:
+        loose = {name: _only_type(schema) for name, schema in allowed.schemas.items()}
+        text = _of_calls(allowed._replace(schemas=loose), use).grammar
+        warning = f"tools: arguments are held to their types only: {reason}"
+        return checked._replace(grammar=text, warnings=(warning,))
+    except GrammarInvalid:
+        return checked._replace(warnings=(f"tools: calls are not constrained: {reason}",))
+
+
+def _only_type(schema: Any) -> Any:
+    return {"type": schema["type"]} if isinstance(schema, dict) and "type" in schema else True
 
 
 def _forced_call(
     template: ChatTemplate, use: ToolUse, tags: Tags | None, opened: bool
 ) -> Constraint:
-    forced = forcing.force(
-        template.format,
-        use.tools,
-        parallel=use.parallel,
-        names=use.names,
-        tags=tags,
-        opened=opened,
+    return _of_calls(_asked(forcing.force, template.format, use, tags, opened), use)
+
+
+def _asked(
+    grammar: Callable[..., G], format: Format, use: ToolUse, tags: Tags | None, opened: bool
+) -> G:
+    """Return what `grammar`, forcing.force or forcing.allow, makes of a request's tools."""
+    return grammar(
+        format, use.tools, parallel=use.parallel, names=use.names, tags=tags, opened=opened
     )
-    rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
-    text = f"{forced.text}\n{rules.text}"
+
+
+def _of_calls(calls: forcing.Grammar, use: ToolUse) -> Constraint:
+    """Join the rules of a format with those of the schemas."""
+    rules = json_schema.embed(calls.schemas, strict=_are_strict(use), param="tools")
+    text = f"{calls.text}\n{rules.text}"
     gbnf.check(text, max_bytes=json_schema.MAX_GRAMMAR_BYTES, param="tools")
     return Constraint(text, rules.warnings, None, _to_check(use) if rules.needs_check else {})
 
@@ -135,9 +204,11 @@ def _shaped(
     rules = json_schema.embed({"answer": shape.schema}, strict=shape.strict, param=shape.param)
     root, texts, warnings = "answer", [rules.text], rules.warnings
     arguments: Mapping[str, Any] = {}
+    if template.format.content:
+        root = f"{literal(template.format.content)} answer"
     if use.tools:
         calls, its_warnings = _calls(template, use)
-        root, texts, warnings = f"answer | {CALLS}", [rules.text, calls], warnings + its_warnings
+        root, texts, warnings = f"{root} | {CALLS}", [rules.text, calls], warnings + its_warnings
         arguments = _to_check(use) if its_warnings else {}
     frame = {"root": root} if tags is None else forcing.after_thought(root, tags, opened)
     text = _joined(forcing.written(frame), *texts)

@@ -12,11 +12,12 @@ import pytest
 from libloader.chat import tools
 from libloader.chat.reasoning import Tags
 from libloader.chat.tools.deltas import Call, CallDelta, ContentDelta, collect, new_id
-from libloader.chat.tools.forcing import force
-from libloader.chat.tools.gbnf import text_before
+from libloader.chat.tools.forcing import allow, force
+from libloader.chat.tools.gbnf import Begins, Forced, free_text, text_before
 from libloader.chat.tools.reader import Reader
 from libloader.errors import UsageError
-from libloader.grammar import gbnf, json_schema
+from libloader.grammar import gbnf, json_schema, validate
+from libloader.grammar.flat import Matcher
 
 FOLDER = Path(__file__).parent / "data" / "tool_calls"
 CASES = sorted(FOLDER.glob("*/*.json"))
@@ -325,3 +326,148 @@ def test_any_text_before_an_end_is_what_the_rules_accept(end):
         fits = (text + end).index(end) == len(text)
         assert gbnf.matches(grammar, text + end) is fits
         assert not gbnf.matches(grammar, text) or text.endswith(end)
+
+
+# --- allowing calls ------------------------------------------------------------------------------
+
+LAZY = [format for format in tools.FORMATS if format.name != "command-r"]
+# Formats without marks: what names no function of the request is plain text to them.
+BY_NAME = ("json", "llama3", "pythonic", "functionary-v3.2")
+PROSE = ["", "Hi!", " \n{", "A lone { or [, a < or <t, 1 > 0.", '{"name": "Bob"}', "[1, 2]", "```"]
+
+
+def anywhere(format):
+    """The texts after which nothing but a call may come."""
+    functions = [Forced("get_weather", "a"), Forced("get_time", "a")]
+    return format.beginnings(functions, "root").anywhere
+
+
+@pytest.mark.parametrize("format", LAZY, ids=lambda format: format.name)
+def test_allowed_calls_fit_the_schema_wherever_they_begin_in_free_text(format):
+    grammar = whole_grammar(allow(format, STRICT))
+    gbnf.check(grammar)
+    for text in PROSE:
+        assert gbnf.matches(grammar, text), text
+    for before in ("",) if format.name in BY_NAME else ("", "Let me look.\n"):
+        for calls in FITTING:
+            if len(calls) == 1 or not format.one_call:
+                assert gbnf.matches(grammar, before + format.write(calls)), calls
+        for calls in WRONG[: 4 if format.name in BY_NAME else 5]:
+            assert not gbnf.matches(grammar, before + format.write(calls)), calls
+
+
+@pytest.mark.parametrize("format", LAZY, ids=lambda format: format.name)
+def test_an_answer_does_not_end_inside_an_allowed_call(format):
+    grammar = gbnf.compile_text(whole_grammar(allow(format, STRICT)))
+    written = format.write(FITTING[0])
+    matcher = Matcher(grammar)
+    inside = written.index("Rome")
+    assert matcher.feed(written[:inside]) == inside
+    assert not matcher.is_complete
+
+
+@pytest.mark.parametrize("format", LAZY, ids=lambda format: format.name)
+def test_one_allowed_call_is_the_last_where_calls_are_not_parallel(format):
+    grammar = whole_grammar(allow(format, STRICT, parallel=False))
+    assert gbnf.matches(grammar, format.write(FITTING[1]))
+    if format.name != "functionary-v3.2":
+        assert not gbnf.matches(grammar, format.write(FITTING[3]))
+
+
+@pytest.mark.parametrize("format", LAZY, ids=lambda format: format.name)
+def test_only_the_functions_that_are_allowed_can_be_called(format):
+    grammar = whole_grammar(allow(format, STRICT, names=["get_time"]))
+    assert gbnf.matches(grammar, format.write(FITTING[2]))
+    if format.name not in BY_NAME:
+        assert not gbnf.matches(grammar, format.write(FITTING[1]))
+
+
+SCHEMAS = {each["function"]["name"]: each["function"].get("parameters") for each in STRICT}
+CHANGES = ("place", "Rome", "kelvin", "get_time", "get_weather", "1", "2", "days", '"', "}", "\n")
+CHANGES += (" ", ">", "<", ", ", "{}", "unit", "]", ": ", "id", "a")
+
+
+def changed(text, chance):
+    """Change a place of `text`: leave something out, double it, or put something else there."""
+    start = chance.randint(0, len(text))
+    end = min(len(text), start + chance.randint(0, 3))
+    found = [each for each in CHANGES if each in text]
+    if found and chance.random() < 0.5:
+        return text.replace(chance.choice(found), chance.choice(CHANGES), 1)
+    return text[:start] + chance.choice(["", text[start:end] * 2, *CHANGES[:8]]) + text[end:]
+
+
+@pytest.mark.parametrize("format", LAZY, ids=lambda format: format.name)
+def test_whatever_an_allowing_grammar_accepts_holds_valid_calls_or_none(format):
+    """Not even an unlucky sampler gets a call past its schema, or a broken one into content."""
+    grammar = gbnf.compile_text(whole_grammar(allow(format, STRICT)))
+    chance, n_calls = random.Random(format.name), 0
+    for number in range(50):
+        text = format.write(FITTING[number % 3])
+        if format.name not in BY_NAME and format.read:
+            text = chance.choice(["", "Well. "]) + text
+        for _ in range(chance.randint(0, 3)):
+            text = changed(text, chance)
+        if not gbnf.matches_compiled(grammar, text):
+            continue
+        message = whole_message(format, text)
+        n_calls += len(message.calls)
+        for call in message.calls:
+            if call.name in SCHEMAS:
+                schema = SCHEMAS[call.name] or {"type": "object", "maxProperties": 0}
+                assert validate.text_problems(schema, call.arguments) == [], text
+            else:
+                assert format.name in (*BY_NAME, "harmony"), text  # it has tools of its own
+        assert not any(each in message.content for each in anywhere(format)), text
+    assert n_calls > 5
+
+
+def whole_message(format, text):
+    reader = Reader(format, STRICT)
+    return collect(reader.feed(text) + reader.finish())
+
+
+def test_a_think_block_may_come_before_an_allowed_call_and_is_free():
+    hermes, tags = tools.format_named("hermes"), Tags("<think>", "</think>")
+    call, wrong = hermes.write(FITTING[1]), hermes.write(WRONG[0])
+    free = whole_grammar(allow(hermes, STRICT, tags=tags))
+    for text in (
+        "",
+        "Hm.",
+        f"<think>{wrong}</think>\n\n{call}",
+        "<think>Hm.",
+        f"\n<think></think>{call}",
+    ):
+        assert gbnf.matches(free, text), text
+    for text in (wrong, f"<think>a</think>{wrong}", f"a<think>{wrong}</think>"):
+        assert not gbnf.matches(free, text), text
+    opened = whole_grammar(allow(hermes, STRICT, tags=tags, opened=True))
+    assert gbnf.matches(opened, f"{wrong}</think>\n\n{call}")
+    assert not gbnf.matches(opened, f"Hm.</think>\n\n{wrong}")
+
+
+def test_a_format_that_free_text_cannot_be_told_from_is_not_constrained():
+    assert allow(tools.format_named("command-r"), STRICT) is None
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "at_start"),
+    [
+        (("<a>",), ()),
+        (("<a>", "<ab>", "aa<"), ()),
+        (("abab",), ("{x", "{yz")),
+        ((), ("[f(", "[fg(")),
+        (("b", "abc"), ()),
+    ],
+)
+def test_free_text_is_what_holds_no_beginning_of_a_call(everywhere, at_start):
+    rules = free_text("root", Begins(everywhere, '"!"', at_start, '"?"'))
+    grammar = gbnf.compile_text("\n".join(f"{name} ::= {text}" for name, text in rules.items()))
+    chance = random.Random(5)
+    for _ in range(300):
+        text = "".join(chance.choice("<ab>c {xyz[fg(\n") for _ in range(chance.randint(0, 9)))
+        for each in (*everywhere, *at_start):
+            text = text.replace("c", each, 1) if chance.random() < 0.2 else text
+        is_free = not any(each in text for each in everywhere)
+        is_free &= not text.lstrip().startswith(at_start or "!")
+        assert gbnf.matches_compiled(grammar, text) is is_free, text

@@ -1,5 +1,6 @@
 """What constrains an answer: in every template's own format, and what the grammar then accepts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def accepts(found, *texts):
 
 def test_nothing_asked_is_nothing_constrained():
     assert constrained() == FREE
-    assert constrained(ToolUse((TIME,))) == FREE
+    assert constrained(shape=None, kwargs={"enable_thinking": True}) == FREE
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda each: each.name)
@@ -56,7 +57,8 @@ def test_every_format_gives_a_grammar_that_libllama_reads_safely(format, shape):
     use = ToolUse((TIME, WEATHER), is_forced=shape is None)
     found = constraint(template, template.render([USER], tools=use.tools), use, shape)
     gbnf.check(found.grammar)
-    assert gbnf.matches(found.grammar, JSON) == (shape is not None)
+    content = template.format.content + JSON
+    assert gbnf.matches(found.grammar, content) == (shape is not None)
 
 
 def test_required_is_a_call_and_nothing_else():
@@ -147,3 +149,74 @@ def test_a_strict_function_is_refused_also_where_no_call_is_forced():
     parameters = {"properties": {"n": {"type": "integer", "not": {"const": 5}}}}
     with pytest.raises(GrammarInvalid, match="#/properties/n: not cannot"):
         constrained(ToolUse((called("f", parameters, True),)))
+
+
+def test_where_calls_are_allowed_text_is_free_and_a_call_must_fit():
+    found = constrained(ToolUse((TIME, WEATHER)))
+    assert accepts(found, "", "Hi! {", JSON, "a <tool_call", CALL, f"Well.\n{CALL}\n{CALL}")
+    wrong = CALL.replace("UTC", "X")
+    assert accepts(found, wrong, f"Well. {wrong}", CALL[:-14], CALL + " Done.") == [False] * 4
+    thought = f"<think>{wrong}</think>"
+    assert accepts(found, thought + CALL, thought + wrong, thought) == [True, False, True]
+
+
+def test_where_some_functions_are_allowed_the_others_cannot_be_called():
+    use = ToolUse((TIME, WEATHER), names=("get_time",))
+    for is_forced in (False, True):
+        found = constrained(replace(use, is_forced=is_forced))
+        assert accepts(found, CALL, WEATHER_CALL) == [True, False]
+    shaped = constrained(use, SHAPE)
+    assert accepts(shaped, CALL, WEATHER_CALL, JSON) == [True, False, True]
+
+
+def test_models_that_make_one_call_are_asked_for_one():
+    call = '{"name": "get_weather", "parameters": {}}'
+    for is_forced in (False, True):
+        found = constrained(ToolUse((WEATHER,), is_forced=is_forced), name="header_tools")
+        assert accepts(found, call, f"{call}; {call}") == [True, False]
+
+
+def test_channels_have_thoughts_before_a_forced_call_and_before_a_shape():
+    think = "<|channel|>analysis<|message|>Hm. to=functions.x<|end|><|start|>assistant"
+    call = '<|channel|>commentary to=functions.get_time <|constrain|>json<|message|>{"zone":"UTC"}'
+    answer = f"<|channel|>final<|message|>{JSON}"
+    forced = constrained(ToolUse((TIME,), is_forced=True), name="typescript_tools")
+    assert accepts(forced, call, think + call) == [True, True]
+    assert accepts(forced, answer, think + answer, think, think + think + call) == [False] * 4
+    shaped = constrained(shape=SHAPE, name="typescript_tools")
+    assert accepts(shaped, answer, think + answer, JSON, call) == [True, True, False, False]
+    auto = constrained(ToolUse((TIME,)), name="typescript_tools")
+    assert all(accepts(auto, call, think + call, answer, think + answer, think, "Hi!"))
+    to_first = "<|start|>assistant to=functions.get_time<|channel|>commentary json<|message|>"
+    assert accepts(auto, think[:-9] + to_first[9:] + JSON, think + call[:-2] + "}") == [True, False]
+
+
+def test_tools_too_large_for_a_grammar_are_held_to_less_or_refused_if_strict():
+    many = {"type": "object", "properties": {f"p{i}": {"enum": [i]} for i in range(2500)}}
+    function = {"name": "f", "parameters": many}
+    found = constrained(ToolUse(({"type": "function", "function": function},)))
+    call = '<tool_call>\n{"name": "f", "arguments": {"p1":%s}}\n</tool_call>'
+    assert accepts(found, call % "2", call % "") == [True, False]
+    assert len(found.arguments) == 1  # checked on the finished calls
+    assert "held to their types only" in found.warnings[0]
+    strict = {"type": "function", "function": {**function, "strict": True}}
+    for use in (ToolUse((strict,)), ToolUse(({"function": function},), is_forced=True)):
+        with pytest.raises(GrammarInvalid) as caught:
+            constrained(use)
+        assert caught.value.param.startswith("tools")
+
+
+def test_where_nothing_marks_a_call_the_finished_ones_are_checked():
+    template = ChatTemplate("{{ messages }}", tool_format="command-r")
+    use = ToolUse((TIME,))
+    found = constraint(template, template.render([USER], tools=use.tools), use, None)
+    assert found.grammar == ""
+    call = {"function": {"name": "get_time", "arguments": '{"zone": "X"}'}}
+    assert len(found.problems({"tool_calls": [call]})) == 1
+
+
+def test_a_wrong_schema_is_refused_also_where_no_call_is_forced():
+    wrong = {"name": "f", "parameters": {"properties": {"a": {"type": "nonsense"}}}}
+    with pytest.raises(GrammarInvalid, match="nonsense|type") as caught:
+        constrained(ToolUse(({"type": "function", "function": wrong},)))
+    assert caught.value.param == "tools"

@@ -167,6 +167,67 @@ def test_a_named_function_is_the_one_that_is_called(client, name):
             check_call(call.function)
 
 
+def test_calls_that_the_model_decides_on_have_valid_arguments_at_any_temperature(client):
+    """tool_choice auto: once a call has begun, the sampler can write nothing else."""
+    n_calls = 0
+    for seed in range(20):
+        choice = ask(client, tools=TOOLS, tool_choice="auto", seed=seed, **HOT).choices[0]
+        calls = choice.message.tool_calls or ()
+        if choice.finish_reason == "tool_calls":
+            for call in calls:
+                check_call(call.function)
+        n_calls += len(calls)
+        assert "<tool_call>" not in (choice.message.content or "")
+    assert n_calls >= 5
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_are_called(client, mode):
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "get_time"}}]}
+    fields = {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}}
+    for seed in range(4):
+        message = ask(client, seed=seed, **fields, **HOT).choices[0].message
+        assert {call.function.name for call in message.tool_calls or ()} <= {"get_time"}
+        assert message.tool_calls or mode == "auto"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_choice": "auto"},
+        {"tool_choice": "auto", "parallel_tool_calls": False},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+        {
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [TOOLS[1]]},
+            }
+        },
+        {"tool_choice": "required", "extra_body": {"enable_thinking": True}},
+    ],
+    ids=["auto", "one", "required", "named", "allowed", "thinking"],
+)
+def test_every_way_to_choose_streams_what_it_answers_plainly(client, fields):
+    fields = {"tools": TOOLS, "seed": 6, "temperature": 0.5, "max_tokens": 200, **fields}
+    plain = ask(client, **fields).choices[0]
+    calls: dict[int, list[str]] = {}
+    texts, reason = {"content": "", "reasoning_content": ""}, None
+    for chunk in ask(client, stream=True, **fields):
+        delta, reason = chunk.choices[0].delta, chunk.choices[0].finish_reason
+        for piece in delta.tool_calls or ():
+            name, arguments = calls.setdefault(piece.index, ["", ""])
+            new = [name + (piece.function.name or ""), arguments + piece.function.arguments]
+            calls[piece.index] = new
+        for name in texts:
+            texts[name] += getattr(delta, name, None) or ""
+    made = [call.function for call in plain.message.tool_calls or ()]
+    assert list(calls.values()) == [[each.name, each.arguments] for each in made]
+    assert texts["content"] == (plain.message.content or "")
+    assert texts["reasoning_content"] == getattr(plain.message, "reasoning_content", "")
+    assert reason == plain.finish_reason
+
+
 def test_a_forced_call_may_be_thought_about_first(server):
     fields = {"tools": TOOLS, "tool_choice": named("get_time"), "parallel_tool_calls": False}
     answer = server.chat("What time is it?", enable_thinking=True, max_tokens=300, **fields)

@@ -9,9 +9,11 @@ from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import (
     CALL,
+    Begins,
     Forced,
     Rules,
     alternatives,
+    json_head,
     json_object,
     literal,
     repeated,
@@ -52,7 +54,14 @@ def action_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
 
 
 def tagged_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    return _grammar(f"{BEGIN}[\n    ", f"\n]{END}", functions, parallel)
+    """The models number their calls; the number may be left out."""
+    rules = _grammar(f"{BEGIN}[\n    ", f"\n]{END}", functions, parallel)
+    number = '"\\"tool_call_id\\": \\"" [0-9] [0-9]? "\\", "'
+    calls = (
+        f"{literal(json_head(each.name, 'tool_name', 'parameters')[1:])} {each.arguments}"
+        for each in functions
+    )
+    return {**rules, CALL: f'"{{" ({number})? ({alternatives(calls)}) "}}"'}
 
 
 def _write(before: str, after: str, calls: Sequence[Call]) -> str:
@@ -69,6 +78,8 @@ COMMAND_R = Format(
     triggers=(ACTION,),
     read=read_action,
     grammar=action_grammar,
+    # Its models answer in plain words by way of a call too, of `directly_answer`.
+    begins=lambda functions, root: Begins(),
     write=lambda calls: _write(f"{ACTION} {FENCE}json\n[\n    ", f"\n]{FENCE}", calls),
 )
 COMMAND_R7B = Format(

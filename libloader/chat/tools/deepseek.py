@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import CALL as CALL_RULE
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal, repeated
+from libloader.chat.tools.gbnf import Begins, Forced, Rules, alternatives, literal, one_of, repeated
 from libloader.chat.tools.reader import Broken, Reader
 
 CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -50,12 +50,21 @@ def _read_call(reader: Reader) -> Steps:
 
 
 def _grammar(before: str, after: str, functions: Sequence[Forced], parallel: bool) -> Rules:
+    shared, _, named = before.partition("{}")
     calls = (
-        f"{literal(before.format(each.name))} {each.arguments} {literal(after)}"
-        for each in functions
+        f"{literal(each.name + named)} {each.arguments} {literal(after)}" for each in functions
     )
     row = repeated(CALL_RULE, "\n" if "```" in before else "", parallel)
-    return {"root": f"{literal(CALLS)} {row} {literal(CALLS_END)}", CALL_RULE: alternatives(calls)}
+    return {
+        "root": f"{literal(CALLS)} {row} {literal(CALLS_END)}",
+        CALL_RULE: one_of(shared, calls),
+    }
+
+
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """The outer mark may be spelt otherwise, or lack."""
+    openings = alternatives(map(literal, BEGINS))
+    return Begins((*BEGINS, CALL), f"({openings})? {root[len(literal(CALLS)) :]}")
 
 
 V3 = CALL + "function" + SEPARATOR + "{}\n```json\n", "\n```" + CALL_END
@@ -74,6 +83,7 @@ DEEPSEEK_V3 = Format(
     shown=(SEPARATOR, CALL_END, CALLS_END),
     read=read,
     grammar=lambda functions, parallel: _grammar(*V3, functions, parallel),
+    begins=begins,
     write=lambda calls: _write(*V3, calls),
 )
 DEEPSEEK_V31 = Format(
@@ -83,5 +93,6 @@ DEEPSEEK_V31 = Format(
     shown=(SEPARATOR, CALL_END, CALLS_END),
     read=read,
     grammar=lambda functions, parallel: _grammar(*V31, functions, parallel),
+    begins=begins,
     write=lambda calls: _write(*V31, calls),
 )

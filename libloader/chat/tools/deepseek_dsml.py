@@ -10,6 +10,7 @@ from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import (
     CALL,
     TEXT,
+    Begins,
     Forced,
     Parameter,
     Rules,
@@ -74,6 +75,12 @@ def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     return {"root": f"{literal(BLOCK + chr(10))} {row} {literal(chr(10) + BLOCK_END)}", **rules}
 
 
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """V3.2 calls its block otherwise."""
+    old = root.replace(BLOCK, OLD_BLOCK).replace(BLOCK_END, OLD_BLOCK_END)
+    return Begins((BLOCK, OLD_BLOCK), f"({root}) | ({old})")
+
+
 def _parameter(parameter: Parameter) -> str:
     head = literal(PARAMETER + parameter.name + (AS_TEXT if parameter.text else AS_JSON))
     if parameter.text == TEXT:
@@ -102,5 +109,6 @@ DEEPSEEK_DSML = Format(
     read=read,
     by_parameter=True,
     grammar=grammar,
+    begins=begins,
     write=write,
 )

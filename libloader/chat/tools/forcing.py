@@ -1,8 +1,8 @@
-"""Grammars that force calls: tool_choice required or a named function.
+"""Grammars of calls: forced ones (tool_choice required or a named function), allowed ones (auto).
 
 The schemas of the arguments become rules in libloader.grammar, which this package does not know:
-`force` returns the format's rules with the schemas that they refer to, and the caller, who knows
-both, joins the texts.
+`force` and `allow` return the format's rules with the schemas that they refer to, and the caller,
+who knows both, joins the texts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 from libloader.chat.reasoning import Tags
 from libloader.chat.tools.format import Format
 from libloader.chat.tools.gbnf import (
+    FREE,
+    SPACES,
     TEXT,
     THOUGHT,
     Forced,
     Parameter,
     Rules,
     alternatives,
+    free_text,
     literal,
     text_before,
 )
@@ -47,14 +50,49 @@ def force(
     `names` leaves only these functions. With `tags` a think block may come first, and with `opened`
     the rest of one must: the prompt ends inside it.
     """
-    functions = [tool.get("function", tool) for tool in tools]
-    chosen = [each for each in functions if not names or each.get("name") in names]
-    schemas: dict[str, dict[str, Any]] = {}
-    forced = [_forced(format, f"tool-{i}", each, schemas) for i, each in enumerate(chosen)]
+    forced, schemas = _chosen(format, tools, names)
     rules = dict(format.grammar(forced, parallel))
     if tags is not None:
         rules.update(after_thought(rules["root"], tags, opened))
     return Grammar(written(rules), schemas)
+
+
+def allow(
+    format: Format,
+    tools: Sequence[dict[str, Any]],
+    *,
+    parallel: bool = True,
+    names: Sequence[str] = (),
+    tags: Tags | None = None,
+    opened: bool = False,
+) -> Grammar | None:
+    """Return the grammar of free text that may turn into calls: then they are as `force` has them.
+
+    None where the format's calls begin with nothing that free text does not hold as well.
+    """
+    forced, schemas = _chosen(format, tools, names)
+    rules = dict(format.grammar(forced, parallel))
+    begins = format.beginnings(forced, rules.pop("root"))
+    if not begins.anywhere and not begins.at_start:
+        return None
+    root = {"root": FREE}
+    if tags is not None:
+        root = {
+            "root": THOUGHT if opened else f"{SPACES} {literal(tags.begin)} {THOUGHT} | {FREE}",
+            SPACES: f"([ \\t\\r\\n] {SPACES})?",
+            **text_before(THOUGHT, tags.end, then=FREE, may_end=True),
+        }
+    return Grammar(written({**root, **free_text(FREE, begins), **rules}), schemas)
+
+
+def _chosen(
+    format: Format, tools: Sequence[dict[str, Any]], names: Sequence[str]
+) -> tuple[list[Forced], dict[str, dict[str, Any]]]:
+    """Return the functions that may be called, and the schemas that their rules are to be of."""
+    functions = [tool.get("function", tool) for tool in tools]
+    chosen = [each for each in functions if not names or each.get("name") in names]
+    schemas: dict[str, dict[str, Any]] = {}
+    return [_forced(format, f"tool-{i}", each, schemas) for i, each in enumerate(chosen)], schemas
 
 
 def after_thought(root: str, tags: Tags, opened: bool) -> Rules:

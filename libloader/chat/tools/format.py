@@ -7,8 +7,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 
+from libloader.chat.reasoning import Tags
 from libloader.chat.tools.deltas import Call
-from libloader.chat.tools.gbnf import Forced, Rules, json_objects
+from libloader.chat.tools.gbnf import Begins, Forced, Rules, json_objects
 
 if TYPE_CHECKING:  # reader.py needs Format, formats only name Reader
     from libloader.chat.tools.reader import Reader
@@ -28,7 +29,8 @@ class Format:
     `marks` are groups of texts: a chat template that contains all texts of a group speaks this
     format. `read(reader, trigger)` reads what follows a trigger; a format whose whole answer has
     a structure (channels) has `read_all(reader)` instead. `grammar(functions, parallel)` returns
-    the GBNF rules of an answer that is calls and nothing else.
+    the GBNF rules of an answer that is calls and nothing else; `begins(functions, root)` says how
+    free text turns into calls, given the root of those rules: by default, at any trigger.
     """
 
     name: str
@@ -42,7 +44,16 @@ class Format:
     one_call: bool = False  # its models make one call an answer
     by_parameter: bool = False  # `grammar` needs a rule per parameter, not per object
     grammar: Callable[[Sequence[Forced], bool], Rules] = json_objects
+    begins: Callable[[Sequence[Forced], str], Begins] | None = None
+    thought: Tags | None = None  # around thoughts, where the whole answer has a structure
+    content: str = ""  # what content begins with, there
     write: Callable[[Sequence[Call]], str] = _write_json  # for templates that write no calls
+
+    def beginnings(self, functions: Sequence[Forced], root: str) -> Begins:
+        """Return how calls begin in free text; empty where that is not certain enough."""
+        if self.begins is not None:
+            return self.begins(functions, root)
+        return Begins(self.triggers, root)
 
     def texts(self) -> tuple[str, ...]:
         """The texts that an answer must show, even where they are control tokens."""

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call, ContentDelta
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, literal, repeated
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Begins,
+    Forced,
+    Rules,
+    alternatives,
+    literal,
+    one_of,
+    repeated,
+)
 from libloader.chat.tools.reader import Broken, Reader
 
 BEGIN, END = "<function=", "</function>"
@@ -48,15 +57,19 @@ def _read_section(reader: Reader) -> Steps:
 
 
 def tagged_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    calls = (
-        f"{literal(f'{BEGIN}{each.name}>')} {each.arguments} {literal(END)}" for each in functions
-    )
-    return {"root": repeated(CALL, "", parallel), CALL: alternatives(calls)}
+    calls = (f"{literal(each.name + '>')} {each.arguments} {literal(END)}" for each in functions)
+    return {"root": repeated(CALL, "", parallel), CALL: one_of(BEGIN, calls)}
 
 
 def section_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (f"{literal(each.name + chr(10))} {each.arguments}" for each in functions)
     return {"root": repeated(CALL, SECTION, parallel), CALL: alternatives(calls)}
+
+
+def section_begins(functions: Sequence[Forced], root: str) -> Begins:
+    names = [each.name + "\n" for each in functions]
+    anywhere = tuple(SECTION + name for name in names)
+    return Begins(anywhere, f"{literal(SECTION)} ({root})", tuple(names), root)
 
 
 def write_tagged(calls: Sequence[Call]) -> str:
@@ -80,5 +93,7 @@ FUNCTIONARY_V32 = Format(
     marks=((SECTION + "all",), (">>>${recipient}",)),
     read_all=read_sections,
     grammar=section_grammar,
+    begins=section_begins,
+    content=f"{CONTENT}\n",
     write=write_sections,
 )

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import CALL, TEXT, Forced, Rules, alternatives, literal, text_before
+from libloader.chat.tools.gbnf import (
+    CALL,
+    TEXT,
+    Forced,
+    Rules,
+    alternatives,
+    literal,
+    one_of,
+    text_before,
+)
 from libloader.chat.tools.members import Members
 from libloader.chat.tools.reader import Broken, Reader
 
@@ -101,11 +110,12 @@ def grammar_of(marks: Marks) -> Any:
     def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
         rules = text_before(TEXT, marks.quote)
         for index, function in enumerate(functions):
-            head = literal(f"{marks.begin}call:{function.name}{{")
+            head = literal(f"{function.name}{{")
             rules[f"{CALL}-{index}"] = (
                 f"{head} {_members(marks, function)} {literal('}' + marks.end)}"
             )
-        rules[CALL] = alternatives(f"{CALL}-{index}" for index in range(len(functions)))
+        numbered = (f"{CALL}-{index}" for index in range(len(functions)))
+        rules[CALL] = one_of(f"{marks.begin}call:", numbered)
         return {"root": f"{CALL}+" if parallel else CALL, **rules}
 
     return grammar

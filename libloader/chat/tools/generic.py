@@ -12,6 +12,7 @@ from typing import Any
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
+from libloader.chat.tools.gbnf import Begins, Forced, json_name
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Reader
 
@@ -50,10 +51,16 @@ def instructions(tools: Sequence[dict[str, Any]], format: Format) -> str:
     )
 
 
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """Plain JSON is a call once it is the whole answer and has named a function."""
+    return Begins(at_start=tuple(json_name(each.name) for each in functions), first_calls=root)
+
+
 GENERIC = Format(
     name="json",
     marks=(),
     triggers=(BEGIN,),
     first_triggers=("{", "[", FENCE),
     read=read,
+    begins=begins,
 )

@@ -13,6 +13,8 @@ from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import (
     CALL,
+    LINE,
+    Begins,
     Forced,
     Rules,
     alternatives,
@@ -39,6 +41,11 @@ def _rules(before: str, functions: Sequence[Forced]) -> Rules:
     }
 
 
+def _begins(functions: Sequence[Forced], root: str) -> Begins:
+    """Free text may have ended the turn before."""
+    return Begins((ROLE,), f"{literal(ROLE)} {LINE} {CALL}")
+
+
 def _write(before: str, calls: Sequence[Call]) -> str:
     return "".join(
         f'{before}{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}'
@@ -54,6 +61,7 @@ GIGACHAT3 = Format(
     read=read,
     one_call=True,
     grammar=lambda functions, parallel: _rules(TURN, functions),
+    begins=_begins,
     write=lambda calls: _write(TURN, calls),
 )
 GIGACHAT31 = Format(

@@ -18,6 +18,7 @@ SHAPE = Shape(
     value="<arg_value>",
     parameter_end="</arg_value>",
     end="</tool_call>",
+    dense=True,
 )
 
 

@@ -9,13 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from libloader.chat.reasoning import Tags
 from libloader.chat.tools.deltas import Call, ContentDelta, ReasoningDelta
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, literal
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Begins,
+    Forced,
+    Rules,
+    alternatives,
+    literal,
+    one_of,
+)
 from libloader.chat.tools.reader import Broken, Reader
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>", START)
+RECIPIENT = "to=functions."
+HEADER = f"{CALL}-header"  # the rule of what stands between the recipient and the arguments
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.\-]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
@@ -51,13 +62,35 @@ def _read_message(reader: Reader) -> Steps:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    """One call: gpt-oss makes no parallel ones. It may think first."""
-    calls = (
-        f"{literal(f'{CHANNEL}commentary to=functions.{each.name} {CONSTRAIN}json{MESSAGE}')} "
+    """One call: gpt-oss makes no parallel ones."""
+    calls = (f"{literal(each.name)} {HEADER} {each.arguments}" for each in functions)
+    return {
+        "root": one_of(f"{CHANNEL}commentary {RECIPIENT}", [CALL]),
+        CALL: alternatives(calls),
+        HEADER: f'" "? {literal(CONSTRAIN)}? " "? "json"? {literal(MESSAGE)}',
+    }
+
+
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """The recipient is named in the channel's part of the header, or before it in the role's.
+
+    The prompt has written the first role, so there the recipient may be the first text.
+    """
+    channels = (f"{CHANNEL}commentary {RECIPIENT}", f"{CHANNEL}analysis {RECIPIENT}")
+    role = f"{START}assistant {RECIPIENT}"
+    named = (
+        f'{literal(each.name)} {literal(CHANNEL)} ("commentary" | "analysis") {HEADER} '
         f"{each.arguments}"
         for each in functions
     )
-    return {"root": CALL, CALL: alternatives(calls)}
+    addressed = f"({alternatives(named)})"
+    first = alternatives(one_of(channel, [CALL]) for channel in channels)
+    return Begins(
+        (*channels, role),
+        f"{first} | {literal(role)} {addressed}",
+        (RECIPIENT,),
+        f"{literal(RECIPIENT)} {addressed}",
+    )
 
 
 def write(calls: Sequence[Call]) -> str:
@@ -74,5 +107,8 @@ HARMONY = Format(
     read_all=read_all,
     one_call=True,
     grammar=grammar,
+    begins=begins,
+    thought=Tags(f"{CHANNEL}analysis{MESSAGE}", f"<|end|>{START}assistant"),
+    content=f"{CHANNEL}final{MESSAGE}",
     write=write,
 )

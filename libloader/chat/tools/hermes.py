@@ -9,6 +9,7 @@ from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import (
     CALL,
+    LINE,
     Forced,
     Rules,
     alternatives,
@@ -31,10 +32,10 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    call = f"{literal(BEGIN + chr(10))} ({alternatives(map(json_object, functions))}) "
+    calls = alternatives(map(json_object, functions))
     return {
         "root": repeated(CALL, "\n", parallel),
-        CALL: call + literal("\n" + END),
+        CALL: f"{literal(BEGIN)} {LINE} ({calls}) {LINE} {literal(END)}",
     }
 
 

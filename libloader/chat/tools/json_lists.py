@@ -12,6 +12,7 @@ from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import (
     CALL,
+    Begins,
     Forced,
     Rules,
     alternatives,
@@ -50,13 +51,18 @@ def _format(
             CALL: alternatives(map(json_object, functions)),
         }
 
+    def begins(functions: Sequence[Forced], root: str) -> Begins:
+        """Free text may have written the white space before."""
+        start = before + opening
+        return Begins((trigger,), root.replace(literal(start), literal(start.lstrip()), 1))
+
     def write(calls: Sequence[Call]) -> str:
         texts = (
             f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in calls
         )
         return before + opening + separator.join(texts) + closing + after
 
-    return Format(name, marks, (trigger,), read=read, grammar=grammar, write=write)
+    return Format(name, marks, (trigger,), read=read, grammar=grammar, begins=begins, write=write)
 
 
 GRANITE3 = _format("granite", (("<|tool_call|>", "<|start_of_role|>"),), "<|tool_call|>", "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
 from libloader.chat.tools.gbnf import CALL as CALL_RULE
-from libloader.chat.tools.gbnf import Forced, Rules, alternatives, literal
+from libloader.chat.tools.gbnf import Begins, Forced, Rules, literal, one_of
 from libloader.chat.tools.reader import Reader
 
 SECTION, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -48,15 +48,20 @@ def _read_call(reader: Reader) -> Steps:
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     calls = (
-        f"{literal(f'{CALL}functions.{each.name}:')} [0-9] {literal(ARGUMENTS)} {each.arguments} "
+        f"{literal(each.name + ':')} [0-9] {literal(ARGUMENTS)} {each.arguments} "
         f"{literal(CALL_END)}"
         for each in functions
     )
     row = f"{CALL_RULE}+" if parallel else CALL_RULE
     return {
         "root": f"{literal(SECTION)} {row} {literal(SECTION_END)}",
-        CALL_RULE: alternatives(calls),
+        CALL_RULE: one_of(f"{CALL}functions.", calls),
     }
+
+
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """Models forget the outer mark."""
+    return Begins((SECTION, CALL), f"({root}) | {CALL_RULE}")
 
 
 def write(calls: Sequence[Call]) -> str:
@@ -74,5 +79,6 @@ KIMI_K2 = Format(
     shown=(ARGUMENTS, CALL_END, SECTION_END),
     read=read,
     grammar=grammar,
+    begins=begins,
     write=write,
 )

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, json_object, repeated
+from libloader.chat.tools.gbnf import (
+    CALL,
+    Begins,
+    Forced,
+    Rules,
+    alternatives,
+    json_name,
+    json_object,
+    literal,
+    repeated,
+)
 from libloader.chat.tools.json_calls import read_calls
 from libloader.chat.tools.reader import Broken, Reader
 
@@ -42,6 +52,12 @@ def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     return {"root": repeated(CALL, "; ", parallel), CALL: alternatives(calls)}
 
 
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """JSON is a call once the name of a function has come; other tools may follow the tag."""
+    heads = tuple(json_name(each.name) for each in functions)
+    return Begins((f'{TAG}{{"name"',), f"{literal(TAG)} ({root})", heads, root)
+
+
 def write(calls: Sequence[Call]) -> str:
     return "; ".join(
         f'{{"name": {json.dumps(call.name)}, "parameters": {call.arguments}}}' for call in calls
@@ -55,5 +71,6 @@ LLAMA3 = Format(
     first_triggers=("{",),
     read=read,
     grammar=grammar,
+    begins=begins,
     write=write,
 )

@@ -14,8 +14,8 @@ from libloader.chat.tools.gbnf import (
     Forced,
     Parameter,
     Rules,
-    alternatives,
     literal,
+    one_of,
     repeated,
     text_before,
 )
@@ -59,9 +59,9 @@ def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
             _parameter(each) if each.required else f"({_parameter(each)})?"
             for each in function.parameters
         ]
-        head = literal(BEGIN + function.name + NAMED)
+        head = literal(function.name + NAMED)
         rules[f"{CALL}-{index}"] = " ".join([head, *parts, literal(END)])
-    rules[CALL] = alternatives(f"{CALL}-{index}" for index in range(len(functions)))
+    rules[CALL] = one_of(BEGIN, (f"{CALL}-{index}" for index in range(len(functions))))
     return {"root": repeated(CALL, "\n", parallel), **rules}
 
 

@@ -12,8 +12,9 @@ from libloader.chat.tools.gbnf import (
     Forced,
     Rules,
     alternatives,
-    json_object,
+    json_head,
     literal,
+    one_of,
     repeated,
 )
 from libloader.chat.tools.json_calls import read_calls
@@ -36,15 +37,19 @@ def read(reader: Reader, trigger: str) -> Steps:
 
 
 def list_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
+    """Models may put an id behind the arguments, as their template does."""
+    calls = (f"{literal(json_head(each.name))} {each.arguments}" for each in functions)
+    id = '", \\"id\\": \\"" [a-zA-Z0-9]{9} "\\""'
     return {
-        "root": f'{literal(BEGIN + "[")} {repeated(CALL, ", ", parallel)} "]"',
-        CALL: alternatives(map(json_object, functions)),
+        "root": f'{literal(BEGIN)} " "? "[" {repeated(CALL, ", ", parallel)} "]"',
+        CALL: f'({alternatives(calls)}) ({id})? "}}"',
     }
 
 
 def args_grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    calls = (f"{literal(BEGIN + each.name + ARGS)} {each.arguments}" for each in functions)
-    return {"root": f"{CALL}+" if parallel else CALL, CALL: alternatives(calls)}
+    id = f"({literal(ID)} [a-zA-Z0-9]{{9}})? {literal(ARGS)}"
+    calls = (f"{literal(each.name)} {id} {each.arguments}" for each in functions)
+    return {"root": f"{CALL}+" if parallel else CALL, CALL: one_of(BEGIN, calls)}
 
 
 def write_list(calls: Sequence[Call]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import CALL, Forced, Rules, alternatives, literal, repeated
+from libloader.chat.tools.gbnf import CALL, Begins, Forced, Rules, alternatives, literal, repeated
 from libloader.chat.tools.python_calls import read_calls, write_calls
 from libloader.chat.tools.reader import Reader
 
@@ -49,6 +49,12 @@ def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
     return {"root": f'"[" {repeated(CALL, ", ", parallel)} "]"', **call_rules(functions)}
 
 
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    """A list that begins the answer is one of calls if it begins with a function's name."""
+    heads = tuple(f"[{each.name}(" for each in functions)
+    return Begins((START,), f"{literal(START)} {root} {literal(END)}?", heads, root)
+
+
 def write(calls: Sequence[Call]) -> str:
     return f"[{write_calls(calls)}]"
 
@@ -61,5 +67,6 @@ PYTHONIC = Format(
     read=read,
     by_parameter=True,
     grammar=grammar,
+    begins=begins,
     write=write,
 )

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from libloader.chat.tools.deltas import Call
 from libloader.chat.tools.format import Format, Steps
-from libloader.chat.tools.gbnf import CALL, Forced, Rules, repeated
+from libloader.chat.tools.gbnf import CALL, LINE, Begins, Forced, Rules, literal, repeated
 from libloader.chat.tools.reader import Reader
 from libloader.chat.tools.xml_calls import Shape, read_call, write_calls
 from libloader.chat.tools.xml_calls import grammar as call_grammar
 
 OUTER, OUTER_END, FUNCTION = "<tool_call>", "</tool_call>", "<function="
 SHAPE = Shape(
-    begin=f"{OUTER}\n{FUNCTION}",
+    begin=FUNCTION,
     named=">",
     key="<parameter=",
     key_end=">",
     value="",
     parameter_end="</parameter>",
-    end=f"</function>\n{OUTER_END}",
+    end="</function>",
     padding="\n",
 )
-INNER = SHAPE._replace(end="</function>")
+WRAPPED = f"{CALL}-wrapped"  # the rule of a call in its outer tag
 
 
 def read(reader: Reader, trigger: str) -> Steps:
@@ -29,14 +30,26 @@ def read(reader: Reader, trigger: str) -> Steps:
     if trigger == OUTER:
         yield from reader.spaces()
         yield from reader.expect(FUNCTION)
-    yield from read_call(reader, INNER)
+    yield from read_call(reader, SHAPE)
     yield from reader.spaces()
     yield from reader.skip(OUTER_END)
     reader.done()
 
 
 def grammar(functions: Sequence[Forced], parallel: bool) -> Rules:
-    return {"root": repeated(CALL, "\n", parallel), **call_grammar(SHAPE, functions)}
+    return {
+        "root": repeated(WRAPPED, "\n", parallel),
+        WRAPPED: f"{literal(OUTER)} {LINE} {CALL} {LINE} {literal(OUTER_END)}",
+        **call_grammar(SHAPE, functions),
+    }
+
+
+def begins(functions: Sequence[Forced], root: str) -> Begins:
+    return Begins((OUTER, FUNCTION), f"({root}) | {CALL} ({LINE} {literal(OUTER_END)})?")
+
+
+def write(calls: Sequence[Call]) -> str:
+    return "\n".join(f"{OUTER}\n{write_calls(SHAPE, [call])}\n{OUTER_END}" for call in calls)
 
 
 QWEN3_CODER = Format(
@@ -46,5 +59,6 @@ QWEN3_CODER = Format(
     read=read,
     by_parameter=True,
     grammar=grammar,
-    write=lambda calls: write_calls(SHAPE, calls),
+    begins=begins,
+    write=write,
 )

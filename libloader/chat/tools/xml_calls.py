@@ -14,8 +14,8 @@ from libloader.chat.tools.gbnf import (
     Forced,
     Parameter,
     Rules,
-    alternatives,
     literal,
+    one_of,
     text_before,
 )
 from libloader.chat.tools.members import Members
@@ -37,6 +37,7 @@ class Shape(NamedTuple):
     end: str
     padding: str = ""
     between: str = "\n"  # in forced calls, between parts
+    dense: bool = False  # some of its models leave `between` out
 
 
 def read_call(reader: Reader, shape: Shape) -> Steps:
@@ -87,16 +88,24 @@ def grammar(shape: Shape, functions: Sequence[Forced]) -> Rules:
             name = f"{CALL}-{index}-{number}"
             rules[name] = _parameter(shape, parameter)
             parts.append(name if parameter.required else name + "?")
-        head = literal(shape.begin + function.name + shape.named + shape.between)
+        head = f"{literal(function.name + shape.named)} {_gap(shape)}"
         rules[f"{CALL}-{index}"] = " ".join([head, *parts, literal(shape.end)])
-    rules[CALL] = alternatives(f"{CALL}-{index}" for index in range(len(functions)))
+    numbered = (f"{CALL}-{index}" for index in range(len(functions)))
+    rules[CALL] = one_of(shape.begin, numbered)
     return rules
 
 
 def _parameter(shape: Shape, parameter: Parameter) -> str:
-    value = shape.between + shape.value if shape.value else ""
-    head = literal(shape.key + parameter.name + shape.key_end + value + shape.padding)
+    head = literal(shape.key + parameter.name + shape.key_end)
+    if shape.value:
+        head = f"{head} {_gap(shape)} {literal(shape.value)}"
+    if shape.padding:
+        head = f"{head} {literal(shape.padding)}"
     if parameter.text == TEXT:  # its rule ends with the tag
-        return f"{head} {TEXT} {literal(shape.between)}"
-    tail = literal(shape.padding + shape.parameter_end + shape.between)
-    return f"{head} {parameter.text or parameter.rule} {tail}"
+        return f"{head} {TEXT} {_gap(shape)}"
+    tail = literal(shape.padding + shape.parameter_end)
+    return f"{head} {parameter.text or parameter.rule} {tail} {_gap(shape)}"
+
+
+def _gap(shape: Shape) -> str:
+    return literal(shape.between) + ("?" if shape.dense else "")
