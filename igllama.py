@@ -45,7 +45,8 @@ from libloader.answers import Checks, Collected, Streamed
 from libloader.chat import template as chat_template
 from libloader.chat.answer import AnswerReader, answer_reader, keeps_special
 from libloader.chat.message import MessageReader
-from libloader.constraint import Constraint, constraint
+from libloader.chat.template import RenderedPrompt
+from libloader.constraint import FREE, Constraint, constraint
 from libloader.llama import gguf
 from libloader.protocol import (
     chat,
@@ -199,7 +200,10 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
     wanted = call.generation
     prompt = render_chat(app, template, call)
     split = splits_reasoning(app, call)
-    limits = constraint(template, prompt, call.use, call.shape, split_reasoning=split)
+    if call.labels:
+        prompt, limits = before_content(template, call, prompt), FREE
+    else:
+        limits = constraint(template, prompt, call.use, call.shape, split_reasoning=split)
     request = core.Request(
         id="chatcmpl-" + uuid.uuid4().hex,
         kind="choose" if call.labels else "generate",
@@ -229,7 +233,7 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
 
 def render_chat(
     app: App, template: chat_template.ChatTemplate, call: chat.ChatRequest
-) -> chat_template.RenderedPrompt:
+) -> RenderedPrompt:
     return template.render(
         call.messages,
         tools=call.use.tools or None,
@@ -239,9 +243,19 @@ def render_chat(
     )
 
 
+def before_content(
+    template: chat_template.ChatTemplate, call: chat.ChatRequest, prompt: RenderedPrompt
+) -> RenderedPrompt:
+    """Labels are read where the content begins: behind what the format has before that."""
+    start = template.format.content
+    if not start or call.continue_final_message or not call.add_generation_prompt:
+        return prompt
+    return prompt._replace(segments=(*prompt.segments, (start, True)), text=prompt.text + start)
+
+
 def template_kwargs(app: App, call: chat.ChatRequest) -> dict[str, Any]:
     thinking = {"enable_thinking": False} if app.flags.no_think else {}
-    # Labels are read where the content begins: no thought may come before that.
+    # No thought may come before a label.
     instead = {"enable_thinking": False} if call.labels else {}
     return {**thinking, **call.template_kwargs, **instead}
 
@@ -351,6 +365,8 @@ def chat_settings(app: App, work: ChatWork) -> dict[str, dry_run.Setting]:
         ("timeout", request.deadline_s, ("timeout",), "timeout", "default"),
         ("top_logprobs", request.top_logprobs, ("logprobs", "n_probs"), "", "default"),
         ("choices", request.labels, ("choices",), "", "default"),
+        ("n_keep", request.n_keep, ("n_keep",), "", "default"),
+        ("lora", request.lora, ("lora",), "lora", "default"),
         ("chat_template", template.origin, (), "chat_template", "model"),
         ("enable_thinking", thinks, given_thinks, "no_think", "model"),
         ("reasoning_format", format_asked or app.flags.reasoning_format, ("reasoning_format",),
@@ -451,6 +467,9 @@ A chat answer:
 The same as a stream:
   curl -N {url}/v1/chat/completions \\
     -d '{{"messages":[{{"role":"user","content":"Hello!"}}],"stream":true}}'
+One of a few answers, with the probability of each:
+  curl {url}/v1/chat/completions \\
+    -d '{{"messages":[{{"role":"user","content":"Is fire hot?"}}],"choices":["yes","no"]}}'
 Embeddings:
   curl {url}/v1/embeddings -d '{{"input":"Hello!"}}'
 What is served, and how it is:

@@ -104,6 +104,7 @@ def test_a_tool_made_of_a_model_gets_arguments_of_that_class(client, seed):
         messages=ASK,
         tools=[openai.pydantic_function_tool(Report), openai.pydantic_function_tool(Place)],
         tool_choice="required",
+        parallel_tool_calls=False,
         seed=seed,
         **HOT,
     )

@@ -14,6 +14,7 @@ from libloader.core import (
     TokenEvent,
 )
 from libloader.engine.choosing import LOWEST, draw
+from libloader.engine.speculate import LONGEST
 from libloader.errors import FieldInvalid, PromptTooLong, QueueFull
 from libloader.errors import from_wire as error_from_wire
 
@@ -130,6 +131,14 @@ def test_the_tokens_of_all_labels_are_decoded_in_one_batch():
     # Seven tokens of each label; in front of the second's, the prompt's last once more.
     assert [len(batch) for batch in bench.context.batches] == [16, 16, 8, 7 + 8]
     assert "draft_n" not in bench.of("r", RequestDone)[0].timings
+
+
+def test_a_long_label_is_read_in_pieces_and_holds_up_nobody_for_long():
+    bench = Bench(FakeContext(n_ubatch=64))
+    bench.submit("other", "hello", max_tokens=40)
+    bench.step(3)
+    ask(bench, "x" * 90 + "y", "x" * 90 + "z", prompt=range(8))
+    assert max(len(batch) for batch in bench.context.batches) <= 1 + 1 + LONGEST
 
 
 def test_others_go_on_beside_it():

@@ -162,6 +162,15 @@ def test_flags_are_named_as_where_a_value_comes_from():
         assert rows["timeout"]["from"] == rows["enable_thinking"]["from"] == "request"
 
 
+def test_a_label_is_read_behind_the_channel_of_the_content():
+    with serving("-t", "1", "--tool-format", "harmony") as own:
+        free = own.chat("Hello!", dry_run=True)
+        body = own.chat("Hello!", choices=["a", "b"], dry_run=True)
+        assert body["prompt"] == free["prompt"] + "<|channel|>final<|message|>"
+        assert body["parameters"]["tool_format"] == {"value": "harmony", "from": "flag"}
+        assert own.chat("Hello!", choices=["a", "b"])["choices"][0]["message"]["content"] in "ab"
+
+
 def test_a_thinking_models_label_is_read_behind_its_thought(server):
     body = server.chat("Hello!", choices=["a"], dry_run=True)
     plain = server.chat("Hello!", dry_run=True, enable_thinking=False)

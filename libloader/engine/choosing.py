@@ -33,6 +33,7 @@ from typing import Any, Callable
 
 from libloader.core import ChoiceDone, Event, Request, Sampling, TokenEvent
 from libloader.engine.ports import ContextPort
+from libloader.engine.speculate import LONGEST
 from libloader.errors import FieldInvalid, NanLogits
 
 END = -1  # what a walk samples when it has read all that it came for
@@ -124,7 +125,10 @@ class Walk:
 
 
 class Foresight:
-    """Guesses what a walk will sample, and is right: so all of its rows are in one batch."""
+    """Guesses what a walk will sample, and is right: so its rows share a batch.
+
+    No more of them than of other guesses: who streams beside it waits for that batch.
+    """
 
     n_drafted = n_accepted = 0  # this is no speculation, so there is nothing to tell of it
 
@@ -136,7 +140,7 @@ class Foresight:
 
     def guess(self, n_max: int, price: float) -> list[int]:
         ahead = self._walk.nodes[self._walk.depth + 1 :]
-        return [node.token for node in ahead[: max(0, n_max)]]
+        return [node.token for node in ahead[: max(0, min(n_max, LONGEST))]]
 
     def learn(self, n_guessed: int, n_right: int) -> None:
         """Nothing is wrong, so there is nothing to learn."""
