@@ -13,8 +13,7 @@ from libloader.core import (
     Sampling,
     TokenEvent,
 )
-from libloader.engine.choosing import LOWEST, draw
-from libloader.engine.speculate import LONGEST
+from libloader.engine.choosing import LONGEST, LOWEST, draw
 from libloader.errors import FieldInvalid, PromptTooLong, QueueFull
 from libloader.errors import from_wire as error_from_wire
 

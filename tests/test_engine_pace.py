@@ -55,15 +55,3 @@ def test_a_small_ubatch_is_filled():
 
 def test_more_streams_than_rows_still_leave_one_row():
     assert Pace().chunk(16, 16) == 1
-
-
-def test_a_guessed_row_has_a_price_in_tokens():
-    pace = Pace()
-    for _ in range(40):
-        pace.note([1] * 2, 0, 0.010)
-        pace.note([1] * 2, 8, 0.018)
-    assert round(pace.price(2), 3) == 0.2  # 1 ms a row; a token of two streams takes 5 ms
-
-
-def test_guesses_are_free_while_nothing_is_known():
-    assert Pace().price(4) == 0.0

@@ -5,12 +5,18 @@ from __future__ import annotations
 import random
 
 import pytest
-from fakes import Bench, FakeContext, expected_tokens
+from fakes import Bench, FakeChain, FakeContext, expected_tokens
 
-from libloader.core import RequestDone, TokenEvent
-from libloader.engine.speculate import LONGEST, LONGEST_PAUSE, Lookup
+from libloader.core import RequestDone, Sampling, TokenEvent
+from libloader.engine.speculate import LONGEST_PAUSE, Lookup
 
 LINE = list(range(100, 120))
+
+
+def continued(lookup, tokens):
+    for token in tokens:
+        lookup.push(token)
+    return lookup
 
 
 def test_what_followed_the_same_tokens_before_is_guessed():
@@ -23,71 +29,60 @@ def test_the_latest_occurrence_counts():
 
 
 def test_nothing_is_guessed_where_nothing_repeats():
-    assert Lookup(list(range(300))).guess(8) == []
-    assert Lookup([1]).guess(8) == [] and Lookup([]).guess(8) == []
+    for tokens in (list(range(300)), [1], []):
+        lookup = Lookup(tokens)
+        assert lookup.guess(8) == [] and lookup.chance == 0.0
 
 
 def test_bytes_that_match_across_tokens_are_no_match():
     low, high = 0x01010101, 0x02010101
     past = [0x01010100, high, low, low, low, 9, low, low, low]
     assert Lookup(past).guess(1) == [9]
-    assert Lookup([256, 256, 256, 256, 7, 1, 1, 1]).guess(2) == []
+    assert Lookup([256, 256, 256, 256, 7, 1, 1, 1]).guess(1) == []
 
 
-def test_no_more_is_guessed_than_asked_for():
-    assert Lookup([*LINE, *LINE[:4]]).guess(0) == []
-    assert len(Lookup([*LINE, *LINE[:4]]).guess(1)) == 1
+def test_a_loop_is_thought_to_go_on():
+    assert Lookup([*LINE, *LINE[:4]]).guess(50) == (LINE * 4)[4:54]
+    assert Lookup([9, 5, 5, 5, 5]).guess(3) == [5, 5, 5]
 
 
-def test_guesses_grow_while_they_are_right_and_shrink_when_wrong():
-    lookup = Lookup([*LINE, *LINE[:4]])
-    first = len(lookup.guess(100, price=0.3))
-    for _ in range(3):
-        lookup.learn(8, 8)
-    grown = len(lookup.guess(100, price=0.3))
-    for _ in range(3):
-        lookup.learn(8, 1)
-    assert LONGEST == grown > first > len(lookup.guess(100, price=0.3)) > 0
+def test_the_chance_is_known_before_anything_is_guessed():
+    lookup = continued(Lookup(LINE), [*LINE, *LINE[:5]])
+    first = lookup.chance
+    chances = [continued(lookup, [token]).chance for token in LINE[5:]]
+    assert 0 < first < chances[0] and chances == sorted(chances) and chances[-1] > 0.9
 
 
-def test_nothing_is_guessed_that_costs_more_than_it_may_bring():
-    lookup = Lookup([*LINE, *LINE[:4]])
-    assert lookup.guess(8, price=1.0) == []
-    assert len(lookup.guess(8, price=0.75)) == 1
+def test_a_token_that_was_not_expected_lowers_the_chance_of_what_is_found_next():
+    lookup = continued(Lookup(LINE), LINE)
+    high = lookup.chance
+    assert continued(lookup, [7]).chance == 0.0
+    continued(lookup, LINE[:10])
+    assert 0.0 < lookup.chance < high and lookup.guess(2) == LINE[10:12]
 
 
-def test_after_misses_guessing_pauses_longer_and_longer():
+def test_what_is_never_found_is_looked_for_ever_more_rarely(monkeypatch):
+    searches = []
     lookup = Lookup([])
-    guessed = []
-    for number in range(600):
-        lookup.push(5)
-        guess = lookup.guess(8)
-        if guess:
-            guessed.append(number)
-            lookup.learn(len(guess), 0)
-    pauses = [b - a for a, b in zip(guessed, guessed[1:])]
-    assert pauses[:6] == [1, 2, 4, 8, 16, 32] and set(pauses[6:]) == {LONGEST_PAUSE}
+    monkeypatch.setattr(Lookup, "_find", lambda self: searches.append(1) or -1)
+    continued(lookup, range(900))
+    assert 900 / (LONGEST_PAUSE + 1) <= len(searches) < 900 / LONGEST_PAUSE
 
 
-def test_after_a_hit_guessing_goes_on_at_once():
-    lookup = Lookup([*LINE, *LINE[:4]])
+def test_a_lookup_counts_what_was_guessed_and_what_was_right():
+    lookup = Lookup([])
+    lookup.learn(8, 5)
     lookup.learn(2, 0)
-    lookup.push(LINE[4])
-    lookup.learn(2, 1)
-    assert lookup.guess(2) == LINE[5:7]
+    assert (lookup.n_drafted, lookup.n_accepted) == (10, 5)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_guess_is_always_what_followed_the_same_tokens(seed):
     chance = random.Random(seed)
     past = [chance.randrange(4) for _ in range(chance.randrange(1, 200))]
-    guess = Lookup(past).guess(2)
-    follows = {
-        tuple(past[i + 3 : i + 3 + len(guess)])
-        for i in range(len(past) - 3)
-        if past[i : i + 3] == past[-3:]
-    }
-    assert not guess or tuple(guess) in follows
+    guess = continued(Lookup(past[:100]), past[100:]).guess(1)
+    follows = {past[i + 3] for i in range(len(past) - 3) if past[i : i + 3] == past[-3:]}
+    assert set(guess) <= follows
 
 
 class Repeating(FakeContext):
@@ -130,6 +125,32 @@ def test_timings_tell_what_was_drafted_and_accepted():
     bench.run()
     timings = bench.of("a", RequestDone)[0].timings
     assert timings["draft_n"] >= timings["draft_n_accepted"] > 100
+
+
+class Drawing(FakeChain):
+    """Draws each token from what the past allows: three or four, repeating often."""
+
+    def __init__(self, sampling):
+        super().__init__(sampling)
+        self.chance = random.Random(sampling.seed)
+
+    def sample(self, context, row):
+        first = super().sample(context, row)
+        self.accepted[-1] = LINE[(first + self.chance.choice((*[0] * 16, 1, 3))) % len(LINE)]
+        return self.accepted[-1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_drawn_tokens_are_the_same_for_the_same_seed_with_and_without_guesses(seed):
+    answers, drafted = [], 0
+    for lookup in (False, True):
+        bench = repeating(lookup=lookup, open_chain=Drawing)
+        for name in "abc":
+            bench.submit(name, [1, 2, 3], max_tokens=150, sampling=Sampling(seed=seed))
+        bench.run()
+        answers.append([said(bench, name) for name in "abc"])
+        drafted = sum(bench.of(name, RequestDone)[0].timings.get("draft_n", 0) for name in "abc")
+    assert answers[0] == answers[1] and drafted > 0
 
 
 @pytest.mark.parametrize("unified", [True, False])

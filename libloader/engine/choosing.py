@@ -33,11 +33,11 @@ from typing import Any, Callable
 
 from libloader.core import ChoiceDone, Event, Request, Sampling, TokenEvent
 from libloader.engine.ports import ContextPort
-from libloader.engine.speculate import LONGEST
 from libloader.errors import FieldInvalid, NanLogits
 
 END = -1  # what a walk samples when it has read all that it came for
 LOWEST = -1e4  # a log probability that counts as none; infinities cannot travel as JSON
+LONGEST = 16  # rows ahead in one batch: who streams beside it waits for that
 
 Spellings = Sequence[Sequence[int]]  # of one label: the exact one first
 Entry = tuple[int, str, float, tuple[tuple[int, str, float], ...]]  # as core.TokenEvent.logprobs
@@ -131,6 +131,7 @@ class Foresight:
     """
 
     n_drafted = n_accepted = 0  # this is no speculation, so there is nothing to tell of it
+    is_sure, chance = True, 1.0
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
@@ -138,12 +139,15 @@ class Foresight:
     def push(self, token: int) -> None:
         """The walk itself knows where it is."""
 
-    def guess(self, n_max: int, price: float) -> list[int]:
+    def guess(self, n: int) -> list[int]:
         ahead = self._walk.nodes[self._walk.depth + 1 :]
-        return [node.token for node in ahead[: max(0, min(n_max, LONGEST))]]
+        return [node.token for node in ahead[: min(n, LONGEST)]]
 
     def learn(self, n_guessed: int, n_right: int) -> None:
         """Nothing is wrong, so there is nothing to learn."""
+
+    def close(self) -> None:
+        """Nothing native is held."""
 
 
 class Choosing:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Callable, Protocol
 
+from libloader.engine.guessing import Guessing
 from libloader.engine.ports import BatchPort, Breadcrumb, ContextPort
 from libloader.engine.sampling import Due, Sampling
 from libloader.engine.scheduler import Plan, Scheduler
@@ -47,6 +48,7 @@ class Decoding:
         context: ContextPort,
         batch: BatchPort,
         scheduler: Scheduler,
+        guessing: Guessing,
         counters: Counters,
         listener: Listener,
         *,
@@ -59,6 +61,7 @@ class Decoding:
         self._context = context
         self._batch = batch
         self._scheduler = scheduler
+        self._guessing = guessing
         self._counters = counters
         self._listener = listener
         self._clock = clock
@@ -70,8 +73,8 @@ class Decoding:
         ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
         self._breadcrumb("make_room", ids, self.step)
         self._scheduler.cache.make_room(sum(n + len(sequence.draft) for sequence, n in plan))
-        rows = self._fill(plan)
         started_s = self._clock()
+        rows = self._fill(plan)
         # Prompts may take their time; a hung step of streams shall be noticed soon.
         phase = "prefill" if self._batch.n_tokens > len(plan) else "decode"
         self._breadcrumb(phase, ids, self.step)
@@ -86,9 +89,11 @@ class Decoding:
         chunks = [n for _, n in plan]
         n_guessed = self._batch.n_tokens - sum(chunks)
         self._commit(plan)
-        self._sample(rows)
+        n_tokens = self._sample(rows)
         seconds = self._clock() - started_s  # libllama may compute until the first sample
         self._scheduler.pace.note(chunks, n_guessed, seconds)
+        if sum(chunks) == len(plan):
+            self._guessing.note(len(plan), n_guessed, n_tokens, seconds)
 
     def close(self) -> None:
         self._sampling.close()
@@ -123,7 +128,9 @@ class Decoding:
         self._counters.n_batches += 1
         self._counters.batch_rows.add(self._batch.n_tokens)
 
-    def _sample(self, rows: Rows) -> None:
+    def _sample(self, rows: Rows) -> int:
+        """Sample who is due and tell; return the number of tokens."""
+        n_tokens = 0
         due: list[Due] = []
         for sequence, row in rows:
             assert sequence.chain is not None, "a seated sequence has a chain"
@@ -136,14 +143,16 @@ class Decoding:
                 continue
             if sequence.draft:
                 self._take_back(sequence, len(outcome) - 1)
+            n_tokens += len(outcome)
             self._listener.on_tokens(sequence, outcome, row)
+        return n_tokens
 
     def _take_back(self, sequence: Sequence, n_right: int) -> None:
         """Learn from the guesses and remove the wrong ones from the KV cache."""
-        slot, lookup, n_guessed = sequence.slot, sequence.lookup, len(sequence.draft)
-        assert slot is not None and lookup is not None
+        slot, guesser, n_guessed = sequence.slot, sequence.guesser, len(sequence.draft)
+        assert slot is not None and guesser is not None
         sequence.draft = []
-        lookup.learn(n_guessed, n_right)
+        guesser.learn(n_guessed, n_right)
         if n_right < n_guessed:
             self._scheduler.slots.truncate(slot, len(sequence.tokens) + n_right)
 

@@ -42,6 +42,7 @@ from libloader.core import (
 from libloader.engine.choosing import Choosing, Foresight, Walk
 from libloader.engine.decoding import Decoding
 from libloader.engine.embedder import Embedder, Input
+from libloader.engine.guessing import Guessing, Lookups, Source
 from libloader.engine.ports import (
     BatchPort,
     Breadcrumb,
@@ -53,9 +54,8 @@ from libloader.engine.ports import (
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.reading import ReadingDesk, Steps, carry_on, in_slices, is_long
-from libloader.engine.scheduler import Scheduler
+from libloader.engine.scheduler import Plan, Scheduler
 from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
-from libloader.engine.speculate import Lookup
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
     DecodeFailed,
@@ -91,6 +91,7 @@ class Engine:
         open_chain: OpenChain,
         open_embedder: OpenEmbedder,
         store: PrefixStore | None = None,
+        guesses: Source | None = None,
         can_generate: bool = True,
         n_sampling_threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -110,7 +111,6 @@ class Engine:
         self._can_generate = can_generate
         self._n_adapters = len(settings.lora)
         self._adapters = default_adapters(settings)
-        self._uses_lookup = settings.lookup
         self._n_queue = settings.n_queue or DEFAULT_QUEUE
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
         self.n_ctx_slot = n_ctx_slot(context, settings)
@@ -120,6 +120,8 @@ class Engine:
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
         self._desk = ReadingDesk()
+        own = Lookups() if settings.lookup else None
+        self._guessing = Guessing(guesses or own, min(context.n_ubatch, batch.capacity))
         self._embedder = Embedder(open_embedder)
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
@@ -131,6 +133,7 @@ class Engine:
             context,
             batch,
             self._scheduler,
+            self._guessing,
             self.counters,
             listener=self,
             n_vocab=model.vocab.n_tokens,
@@ -177,6 +180,7 @@ class Engine:
         self._admit()
         plan = self._scheduler.plan()
         if plan:
+            self._guess(plan)
             self._decoding.decode(plan)
         if len(self._embedder):
             self._embed()
@@ -193,6 +197,7 @@ class Engine:
         self._scheduler.cache.close()
         self._decoding.close()
         self._embedder.close()
+        self._guessing.close()
         self._on_close()
 
     def figures(self) -> dict[str, float]:
@@ -283,7 +288,7 @@ class Engine:
             prompt = prompts[index // request.n]
             sequence = Sequence(live, index, prompt, self.n_ctx_slot, self._shifts)
             self._keep(sequence)
-            sequence.lookup = Lookup(sequence.tokens) if self._uses_lookup else None
+            self._guessing.open(sequence)
             sequence.number = self._n_arrived = self._n_arrived + 1
             live.sequences.append(sequence)
             self._replay(sequence)
@@ -311,7 +316,7 @@ class Engine:
         live.choosing = choosing
         for index, walk in enumerate(choosing.walks):
             sequence = Sequence(live, index, prompt, len(prompt) + len(walk.nodes))
-            sequence.chain, sequence.lookup = walk, Foresight(walk)
+            sequence.chain, sequence.guesser = walk, Foresight(walk)
             sequence.is_counted = index > 0
             sequence.number = self._n_arrived = self._n_arrived + 1
             live.sequences.append(sequence)
@@ -413,6 +418,13 @@ class Engine:
             live.seated_s = self._clock()
             self.counters.queue_s.add(live.seated_s - live.submitted_s)
 
+    def _guess(self, plan: Plan) -> None:
+        """Let streams run ahead, if what turns out wrong can be taken back."""
+        if self._scheduler.slots.can_cut:
+            ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
+            self._breadcrumb("draft", ids, self._decoding.step)
+            self._guessing.prepare(plan)
+
     def _open_chain_for(self, sequence: Sequence) -> None:
         request = sequence.live.request
         sampling = dataclasses.replace(
@@ -480,6 +492,8 @@ class Engine:
         if sequence.chain is not None:
             sequence.chain.close()
             sequence.chain = None
+        if sequence.guesser is not None:
+            sequence.guesser.close()
 
     def _end_overdue(self) -> None:
         now_s = self._clock()

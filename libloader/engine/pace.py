@@ -1,4 +1,4 @@
-"""What rows of a batch cost, measured; and how many prompt rows and guesses that allows.
+"""What rows of a batch cost, measured; and how many prompt rows that allows.
 
 A whole n_ubatch of prompt takes as long as dozens of tokens of a stream. So beside running streams
 a chunk of prompt is cut to about STALL times a step without it. Smaller is not always faster:
@@ -21,7 +21,6 @@ class Pace:
 
     def __init__(self) -> None:
         self._stream_step_s = Average()
-        self._guess_row_s = Average()
         self._prompt_row_s: dict[int, Average] = {}  # by size
 
     def note(self, chunks: list[int], n_guessed: int, seconds: float) -> None:
@@ -33,10 +32,7 @@ class Pace:
             extra_s = seconds - (self._stream_step_s.or_else(0.0) if n_streams else 0.0)
             known = self._prompt_row_s.setdefault(size, Average())
             known.add(max(0.0, extra_s) / n_prompt_rows)
-        elif n_guessed and not n_prompt_rows:
-            extra_s = seconds - self._stream_step_s.or_else(seconds)
-            self._guess_row_s.add(max(0.0, extra_s) / n_guessed)
-        elif not n_prompt_rows:
+        elif not n_prompt_rows and not n_guessed:
             self._stream_step_s.add(seconds)
 
     def chunk(self, n_streams: int, n_ubatch: int) -> int:
@@ -49,11 +45,6 @@ class Pace:
         affordable_s = STALL * self._stream_step_s.or_else(0.0)
         affordable = [size for size in sizes if cost_s[size] <= affordable_s]
         return max(affordable) if affordable else min(sizes, key=cost_s.__getitem__)
-
-    def price(self, n_streams: int) -> float:
-        """Return what a guessed row costs, as a part of what a token costs without guessing."""
-        token_s = self._stream_step_s.or_else(0.0) / max(1, n_streams)
-        return self._guess_row_s.or_else(0.0) / token_s if token_s > 0.0 else 0.0
 
     def _chunk_s(self, size: int) -> float:
         """Return what a chunk takes, by the rows of this size, else of the next larger one."""

@@ -69,8 +69,7 @@ class Scheduler:
         chosen = self._turns.of_one_kind(ready)
         decoding: Plan = [(sequence, 1) for sequence in chosen if sequence.n_pending == 1]
         prefilling = [sequence for sequence in chosen if sequence.n_pending > 1]
-        n_rows = n_streams + self._guess([sequence for sequence, _ in decoding])
-        plan = decoding + self._chunks(prefilling, n_rows)
+        plan = decoding + self._chunks(prefilling, n_streams)
         plan.sort(key=_by_seq_id)
         return plan
 
@@ -146,15 +145,6 @@ class Scheduler:
         slot.sequence, sequence.slot = sequence, slot
         self.running.append(sequence)
         self.cache.begin(sequence, slot, known)
-
-    def _guess(self, decoding: list[Sequence]) -> int:
-        """Let who can guess do so, within one n_ubatch; return the number of guessed rows."""
-        guessing = [sequence for sequence in decoding if sequence.lookup is not None]
-        if not guessing or not self.slots.can_cut:
-            return 0
-        share = (self._context.n_ubatch - len(decoding)) // len(guessing)
-        price = self.pace.price(len(decoding))
-        return sum(sequence.guess(share, price) for sequence in guessing)
 
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
         left = self.pace.chunk(n_decoding, self._context.n_ubatch)

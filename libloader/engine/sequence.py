@@ -37,7 +37,7 @@ class Sequence:
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
         "reason", "leader", "loading", "n_shared", "number", "is_counted",
-        "lookup", "draft", "told_s", "prompt", "shifts", "n_shifts",
+        "guesser", "draft", "told_s", "prompt", "shifts", "n_shifts",
         "_n_ctx", "_n_keep", "_n_wanted", "_n_forgotten",
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ class Sequence:
         self.loading: Loading | None = None  # the saved state that this one waits for
         self.n_shared = 0  # tokens to be had from `leader`
         self.number = 0  # order of arrival, over all requests
-        self.lookup: Guesser | None = None  # guesses the next tokens, if that is wanted
+        self.guesser: Guesser | None = None  # of the next tokens, if that is wanted
         self.draft: list[int] = []  # what is guessed to follow `tokens`, in the batch of this step
         self.told_s = math.inf  # when its last token was
         self.is_counted = False  # what it found in the KV cache is in the request's n_cached
@@ -90,21 +90,14 @@ class Sequence:
         """True when a living sequence cannot go on without forgetting."""
         return len(self.tokens) >= self.n_limit
 
-    def guess(self, n_max: int, price: float) -> int:
-        """Set `draft` for the next step, within the limit of the sequence; return its length."""
-        if self.lookup is not None:
-            n_max = min(n_max, self.n_limit - len(self.tokens) - 1)
-            self.draft = self.lookup.guess(n_max, price)
-        return len(self.draft)
-
     def take(self, token: int, piece: bytes, ends: bool) -> str:
         """Append a sampled token; return the text that it makes certain. Hot.
 
         `ends` says that this token ends the generation; its piece is not part of the text.
         """
         self.tokens.append(token)
-        if self.lookup is not None:
-            self.lookup.push(token)
+        if self.guesser is not None:
+            self.guesser.push(token)
         if ends:
             self.reason = STOP
             return self.detokenizer.flush()

@@ -43,9 +43,9 @@ def timings_of(live: LiveRequest, now_s: float) -> dict[str, float]:
 
 def _drafts(live: LiveRequest) -> dict[str, float]:
     """Return how many tokens were guessed and how many of these were right, if any were."""
-    lookups = [sequence.lookup for sequence in live.sequences if sequence.lookup is not None]
-    n_drafted = sum(lookup.n_drafted for lookup in lookups)
-    n_accepted = sum(lookup.n_accepted for lookup in lookups)
+    guessers = [sequence.guesser for sequence in live.sequences if sequence.guesser is not None]
+    n_drafted = sum(guesser.n_drafted for guesser in guessers)
+    n_accepted = sum(guesser.n_accepted for guesser in guessers)
     return {"draft_n": n_drafted, "draft_n_accepted": n_accepted} if n_drafted else {}
 
 
