@@ -54,7 +54,7 @@ from libloader.engine.ports import (
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.reading import ReadingDesk, Steps, carry_on, in_slices, is_long
-from libloader.engine.scheduler import Plan, Scheduler
+from libloader.engine.scheduler import Scheduler
 from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
@@ -121,7 +121,8 @@ class Engine:
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
         self._desk = ReadingDesk()
         own = Lookups() if settings.lookup else None
-        self._guessing = Guessing(guesses or own, min(context.n_ubatch, batch.capacity))
+        n_rows = min(context.n_ubatch, batch.capacity)
+        self._guessing = Guessing(guesses or own, n_rows, self._mark_draft)
         self._embedder = Embedder(open_embedder)
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
@@ -180,7 +181,8 @@ class Engine:
         self._admit()
         plan = self._scheduler.plan()
         if plan:
-            self._guess(plan)
+            if self._scheduler.slots.can_cut:  # what is guessed wrong can be taken back
+                self._guessing.prepare(plan)
             self._decoding.decode(plan)
         if len(self._embedder):
             self._embed()
@@ -418,12 +420,8 @@ class Engine:
             live.seated_s = self._clock()
             self.counters.queue_s.add(live.seated_s - live.submitted_s)
 
-    def _guess(self, plan: Plan) -> None:
-        """Let streams run ahead, if what turns out wrong can be taken back."""
-        if self._scheduler.slots.can_cut:
-            ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
-            self._breadcrumb("draft", ids, self._decoding.step)
-            self._guessing.prepare(plan)
+    def _mark_draft(self, request_ids: str) -> None:
+        self._breadcrumb("draft", request_ids, self._decoding.step)
 
     def _open_chain_for(self, sequence: Sequence) -> None:
         request = sequence.live.request

@@ -11,7 +11,7 @@ so the output is what it would have been, greedy token for token, sampled with t
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 
 from libloader.engine.sequence import Sequence
 from libloader.engine.speculate import Guesser, Lookup
@@ -52,8 +52,9 @@ class Lookups:
 class Guessing:
     """Engine thread only. Without a source nothing is ever guessed."""
 
-    def __init__(self, source: Source | None, n_most: int) -> None:
+    def __init__(self, source: Source | None, n_most: int, mark: Callable[[str], None]) -> None:
         self._source = source
+        self._mark = mark  # gets the ids of the requests that are in hand
         self._n_most = n_most  # rows of one batch
         self._wager = Wager()
         self._is_wager = False  # the next batch: streams alone, with guesses that may be wrong
@@ -97,6 +98,7 @@ class Guessing:
         lengths = self._wager.lengths(bids, len(streams), self._source.depth_s)
         wanted = [(sequence, n) for (sequence, _), n in zip(able, lengths) if n]
         if wanted:
+            self._mark(" ".join(dict.fromkeys(each.live.request.id for each, _ in wanted)))
             drafts = self._source.guess([(sequence.guesser, n) for sequence, n in wanted])
             for (sequence, _), draft in zip(wanted, drafts):
                 sequence.draft = draft
