@@ -66,6 +66,7 @@ MALFORMED_BODIES = (
     b'{"a":' * 5000,
     b"\xff\xfe{}",
 )
+LABELS = ("Hi!", "No", "No way at all", "One, two, three", "1")
 MALFORMED_REQUESTS = (
     b"GET / HTTP/9.9\r\n\r\n",
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello",
@@ -150,6 +151,18 @@ class Client(threading.Thread):
         else:
             self.tally.problem("unexplained", f"a stream without an end: {payloads[-1:]}")
 
+    def choose(self) -> None:
+        question, began = self.rng.choice(QUESTIONS), time.monotonic()
+        body = chat(question, choices=LABELS)
+        status, answer = self._post("/v1/chat/completions", body)
+        if status != 200:
+            self._refused(status, answer)
+            return
+        choice = answer["choices"][0]
+        self.tally.answered(f"choose: {question}", choice["message"]["content"], began)
+        if abs(sum(row["probability"] for row in choice["choice_probs"]) - 1.0) > 1e-6:
+            self.tally.problem("unexplained", f"probabilities: {choice['choice_probs']}")
+
     def embed(self) -> None:
         status, answer = self._post("/v1/embeddings", {"input": list(QUESTIONS)})
         if status != 200:
@@ -214,6 +227,7 @@ class Client(threading.Thread):
 ACTS: Sequence[tuple[Callable[[Client], None], int]] = (
     (Client.plain, 35),
     (Client.stream, 35),
+    (Client.choose, 8),
     (Client.embed, 10),
     (Client.look, 6),
     (Client.vanish, 7),
