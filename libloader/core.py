@@ -161,6 +161,7 @@ class DryRunEvent(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
     n_prompt: int
     n_ctx: int  # tokens that one sequence can hold
+    n_max: int  # tokens that the answer may have, as the request and the context allow
     cached: tuple[tuple[str, int], ...]
 
 

@@ -39,7 +39,7 @@ def test_a_status_survives_the_pipe_with_and_without_model():
         core.TokenEvent("a", 0, "hé", (1, 2), ((1, "h", -0.5, ((1, "h", -0.5),)),)),
         core.ChoiceDone("a", 1, "stop", "x"),
         core.ChoiceDone("a", 1, "stop", None, (-0.5, -1e4)),
-        core.DryRunEvent("a", 0, 12, 4096, (("ram", 7),)),
+        core.DryRunEvent("a", 0, 12, 4096, 99, (("ram", 7),)),
         core.EmbeddingEvent("a", 0, "AAAA", 3),
         core.TokensEvent("a", 0, (1,), ("h",), "h"),
         core.ProgressEvent("a", 10, 4, 8),

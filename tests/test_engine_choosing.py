@@ -1,6 +1,7 @@
 """Choosing one of a few labels: the numbers, the draw, and one prefill, on fakes."""
 
 import math
+import random
 
 import pytest
 from fakes import Bench, FakeContext, after, fake_logprob, past_of
@@ -61,6 +62,31 @@ def test_a_label_that_begins_with_another_takes_from_that_one_alone():
     more = [math.exp(each) for each in done(ask(Bench(), "no", "yes", "nobody")).label_logprobs]
     assert more[1] == pytest.approx(alone[1])
     assert more[0] < alone[0]
+
+
+def by_hand(label, labels):
+    """The definition, without a trie: the label's chance, less that the text goes on to others."""
+    own, past = chance(past_of(PROMPT), label)
+    onwards = {other[len(label)] for other in labels if other[: len(label)] == label != other}
+    left = 1.0 - sum(math.exp(fake_logprob(past, ord(letter))) for letter in onwards)
+    return own + math.log(left)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_labels_on_random_engines_have_the_chances_that_are_defined(seed):
+    rng = random.Random(seed)
+    drawn = ("".join(rng.choices("ab", k=rng.randint(1, 9))) for _ in range(rng.randint(1, 24)))
+    labels = tuple(dict.fromkeys(drawn))
+    n_parallel = rng.randint(1, 4)
+    context = FakeContext(
+        rng.choice([64, 1024]), n_parallel, unified=rng.random() < 0.7, can_cut=rng.random() < 0.7
+    )
+    bench = Bench(context, n_parallel=n_parallel, n_ctx=16)
+    bench.submit("beside", "hello", max_tokens=rng.randint(1, 8))
+    found = done(ask(bench, *labels)).label_logprobs
+    assert found == pytest.approx([by_hand(label, labels) for label in labels])
+    assert math.fsum(map(math.exp, found)) <= 1.0
+    assert bench.of("beside", RequestDone)
 
 
 def test_without_a_temperature_the_likeliest_is_chosen():
@@ -274,6 +300,24 @@ def test_a_dry_run_of_what_does_not_fit_is_an_answer_and_not_an_error():
     bench.submit("dry", list(range(100)), kind="dry_run")
     bench.run()
     assert bench.of("dry", DryRunEvent)[0].n_prompt == 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_tokens", "expected"),
+    [
+        ({}, -1, 90),
+        ({}, 7, 7),
+        ({}, 1000, 90),
+        ({"context_shift": True}, 1000, 1000),
+        ({"context_shift": True}, -1, 100),
+    ],
+)
+def test_a_dry_run_tells_how_long_the_answer_may_get(settings, max_tokens, expected):
+    bench = Bench(n_ctx=100, **settings)
+    bench.submit("dry", list(range(10)), kind="dry_run", max_tokens=max_tokens)
+    bench.submit("long", list(range(100)), kind="dry_run", max_tokens=max_tokens)
+    bench.run()
+    assert [bench.of(name, DryRunEvent)[0].n_max for name in ("dry", "long")] == [expected, 0]
 
 
 def test_a_dry_run_promises_what_the_request_then_gets():

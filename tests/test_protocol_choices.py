@@ -89,13 +89,12 @@ def test_n_probs_is_llama_servers_name_for_logprobs():
 # ---- dry runs ----
 
 
-def dry(n_prompt=12, n_ctx=100, max_tokens=-1, prompts=None, **body):
+def dry(n_prompt=12, n_ctx=100, prompts=None, **body):
     wanted = read(dry_run=True, **body).generation
     prompts = prompts or (core.Prompt(segments=(("<|im_start|>", True), ("Hello!", False))),)
-    request = core.Request(
-        "r", "generate", prompts, sampling=wanted.sampling, max_tokens=max_tokens
-    )
-    found = [core.DryRunEvent("r", i, n_prompt, n_ctx, (("ram", 7),)) for i in range(len(prompts))]
+    request = core.Request("r", "generate", prompts, sampling=wanted.sampling)
+    sizes = (n_prompt, n_ctx, n_ctx - n_prompt)
+    found = [core.DryRunEvent("r", i, *sizes, (("ram", 7),)) for i in range(len(prompts))]
     return dry_run.answer(
         request,
         wanted,
@@ -113,7 +112,7 @@ def test_a_dry_run_shows_prompt_tokens_cache_and_room():
     assert body["prompt"] == "<|im_start|>Hello!"
     assert (body["prompt_tokens"], body["n_ctx_slot"], body["fits"]) == (12, 100, True)
     assert body["cached_tokens"] == {"kv": 0, "ram": 7, "disk": 0}
-    assert (body["max_tokens"], dry(max_tokens=5)["max_tokens"]) == (88, 5)
+    assert body["max_tokens"] == 88
     assert (body["warnings"], body["grammar"]) == (["w"], None)
 
 

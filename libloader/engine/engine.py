@@ -332,9 +332,16 @@ class Engine:
             known = ("kv", 0)
             if request.cache_prompt:
                 known = self._scheduler.cache.known(tokens, live.adapters)
-            event = DryRunEvent(request.id, index, len(tokens), self.n_ctx_slot, (known,))
-            self._events.append(event)
+            sizes = (len(tokens), self.n_ctx_slot, self._n_max(request, len(tokens)))
+            self._events.append(DryRunEvent(request.id, index, *sizes, (known,)))
         self._finish(live)
+
+    def _n_max(self, request: Request, n_prompt: int) -> int:
+        """Return how many tokens may follow a prompt: with a context that shifts, all wanted."""
+        room = max(0, self.n_ctx_slot - n_prompt)
+        if room and self._shifts:
+            return request.max_tokens if request.max_tokens >= 0 else self._shifts
+        return room if request.max_tokens < 0 else min(room, request.max_tokens)
 
     def _begin_embed(self, live: LiveRequest) -> Steps:
         self._check_queue(live.request)

@@ -52,7 +52,7 @@ def answer(
 
 
 def _prompt(request: core.Request, event: core.DryRunEvent) -> dict[str, Any]:
-    prompt, room = request.prompts[event.index], max(0, event.n_ctx - event.n_prompt)
+    prompt = request.prompts[event.index]
     text = "".join(part for part, _ in prompt.segments)
     cached = {**dict.fromkeys(CACHE_LEVELS, 0), **dict(event.cached)}
     return {
@@ -60,8 +60,8 @@ def _prompt(request: core.Request, event: core.DryRunEvent) -> dict[str, Any]:
         "prompt_tokens": event.n_prompt,
         "cached_tokens": cached,
         "n_ctx_slot": event.n_ctx,
-        "fits": room > 0,
-        "max_tokens": room if request.max_tokens < 0 else min(room, request.max_tokens),
+        "fits": event.n_prompt < event.n_ctx,
+        "max_tokens": event.n_max,
     }
 
 

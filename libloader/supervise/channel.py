@@ -109,7 +109,7 @@ _EVENT_FIELDS: dict[str, tuple[Any, ...]] = {
     "c": (str, int, str, (str, type(None)), list),
     "e": (str, int, str, int),
     "k": (str, int, list, list, str),
-    "y": (str, int, int, int, list),
+    "y": (str, int, int, int, int, list),
     "p": (str, int, int, int),
     "d": (str, list, dict),
     "f": (str, dict),
