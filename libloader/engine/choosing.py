@@ -110,9 +110,17 @@ class Walk:
         self.nodes = nodes  # with children, from the root on
         self.depth = 0  # how many rows were sampled
 
+    @property
+    def is_over(self) -> bool:
+        return self.depth >= len(self.nodes)
+
+    def passed(self, n: int) -> list[Node]:
+        """Return the nodes of the last `n` rows that were sampled."""
+        return self.nodes[self.depth - n : self.depth]
+
     def sample(self, context: Any, row: int) -> int:
         self.depth += 1
-        return self.nodes[self.depth].token if self.depth < len(self.nodes) else END
+        return END if self.is_over else self.nodes[self.depth].token
 
     def accept(self, token: int) -> None:
         raise AssertionError("a walk knows its tokens")
@@ -161,11 +169,16 @@ class Choosing:
         self.n_completion = 0
 
     def read(
+        self, nodes: Sequence[Node], context: ContextPort, row: int, text_of: Callable[[int], str]
+    ) -> None:
+        """Learn what follows each node, the first from `row`, unless another walk has been here."""
+        for each_row, node in enumerate(nodes, row):
+            if not node.is_read:
+                self._read(node, context, each_row, text_of)
+
+    def _read(
         self, node: Node, context: ContextPort, row: int, text_of: Callable[[int], str]
     ) -> None:
-        """Learn from `row` what follows `node`, unless another walk has been here."""
-        if node.is_read:
-            return
         n_top = self._request.top_logprobs
         own, top = context.logprobs_of(row, list(node.children), max(0, n_top))
         node.read(own)

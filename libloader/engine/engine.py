@@ -55,7 +55,7 @@ from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.reading import ReadingDesk, Steps, carry_on, in_slices, is_long
 from libloader.engine.scheduler import Scheduler
-from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence
+from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence, answer_limit
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
     DecodeFailed,
@@ -332,16 +332,10 @@ class Engine:
             known = ("kv", 0)
             if request.cache_prompt:
                 known = self._scheduler.cache.known(tokens, live.adapters)
-            sizes = (len(tokens), self.n_ctx_slot, self._n_max(request, len(tokens)))
+            n_max = answer_limit(request.max_tokens, len(tokens), self.n_ctx_slot, self._shifts)
+            sizes = (len(tokens), self.n_ctx_slot, n_max)
             self._events.append(DryRunEvent(request.id, index, *sizes, (known,)))
         self._finish(live)
-
-    def _n_max(self, request: Request, n_prompt: int) -> int:
-        """Return how many tokens may follow a prompt: with a context that shifts, all wanted."""
-        room = max(0, self.n_ctx_slot - n_prompt)
-        if room and self._shifts:
-            return request.max_tokens if request.max_tokens >= 0 else self._shifts
-        return room if request.max_tokens < 0 else min(room, request.max_tokens)
 
     def _begin_embed(self, live: LiveRequest) -> Steps:
         self._check_queue(live.request)
@@ -583,14 +577,10 @@ class Engine:
         """Read the nodes that these rows belong to; the last walk of all brings the answer."""
         live, walk = sequence.live, sequence.chain
         assert isinstance(walk, Walk)
-        first = walk.depth - len(tokens)
         try:
-            for offset, token in enumerate(tokens):
-                node = walk.nodes[first + offset]
-                choosing.read(node, self._context, row + offset, self._piece_text)
-                if token >= 0:
-                    sequence.tokens.append(token)
-            if walk.depth < len(walk.nodes):
+            choosing.read(walk.passed(len(tokens)), self._context, row, self._piece_text)
+            sequence.tokens += [token for token in tokens if token >= 0]
+            if not walk.is_over:
                 return
             if live.n_open == 1:
                 self._events += choosing.events()

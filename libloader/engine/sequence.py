@@ -134,6 +134,14 @@ class Sequence:
         return self.detokenizer.flush()
 
 
+def answer_limit(max_tokens: int, n_prompt: int, n_ctx: int, shifts: int) -> int:
+    """Return how many tokens may follow a prompt, as a Sequence made with these would have it."""
+    room = max(0, n_ctx - n_prompt)
+    if room and shifts:
+        return max_tokens if max_tokens >= 0 else shifts
+    return room if max_tokens < 0 else min(room, max_tokens)
+
+
 class LiveRequest:
     """One request inside the engine: its choices, its clock, its counts."""
 
