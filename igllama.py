@@ -42,6 +42,7 @@ from typing import Any, Callable, NamedTuple
 
 from libloader import __version__, core, errors, options, service
 from libloader.answers import Checks, Collected, Streamed
+from libloader.chat import budget
 from libloader.chat import template as chat_template
 from libloader.chat.answer import AnswerReader, answer_reader, keeps_special
 from libloader.chat.message import MessageReader
@@ -204,6 +205,8 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
         prompt, limits = before_content(template, call, prompt), FREE
     else:
         limits = constraint(template, prompt, call.use, call.shape, split_reasoning=split)
+    message = app.flags.reasoning_budget_message
+    thinking = budget.thinking(template, prompt, thinking_budget(app, call), message)
     request = core.Request(
         id="chatcmpl-" + uuid.uuid4().hex,
         kind="choose" if call.labels else "generate",
@@ -220,6 +223,7 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
         fair_key=exchange.api_key,
         keep_special=keeps_special(template, with_tools=bool(call.use.tools)),
         labels=call.labels,
+        thinking=thinking if split or not limits.grammar else None,
     )
 
     def new_reader() -> MessageReader:
@@ -254,10 +258,15 @@ def before_content(
 
 
 def template_kwargs(app: App, call: chat.ChatRequest) -> dict[str, Any]:
-    thinking = {"enable_thinking": False} if app.flags.no_think else {}
+    thinks = not app.flags.no_think and thinking_budget(app, call) != 0
+    thinking = {} if thinks else {"enable_thinking": False}
     # No thought may come before a label.
     instead = {"enable_thinking": False} if call.labels else {}
     return {**thinking, **call.template_kwargs, **instead}
+
+
+def thinking_budget(app: App, call: chat.ChatRequest) -> int:
+    return app.flags.reasoning_budget if call.thinking_budget is None else call.thinking_budget
 
 
 def apply_template(app: App, exchange: Exchange) -> None:
@@ -369,6 +378,8 @@ def chat_settings(app: App, work: ChatWork) -> dict[str, dry_run.Setting]:
         ("lora", request.lora, ("lora",), "lora", "default"),
         ("chat_template", template.origin, (), "chat_template", "model"),
         ("enable_thinking", thinks, given_thinks, "no_think", "model"),
+        ("thinking_budget", thinking_budget(app, call), ("thinking_budget_tokens",),
+         "reasoning_budget", "default"),
         ("reasoning_format", format_asked or app.flags.reasoning_format, ("reasoning_format",),
          "reasoning_format", "default"),
         ("tool_format", template.format.name, (), "tool_format", "model"),

@@ -92,8 +92,9 @@ def _thinking_tags(
     template: ChatTemplate, prompt: RenderedPrompt, *, split_reasoning: bool
 ) -> Tags | None:
     """Return the tags of the think block that the answer may begin with, or is inside of."""
-    if template.format.thought is not None:
-        return template.format.thought  # read apart whatever is asked for
+    own = template.format.thought
+    if own is not None:  # read apart whatever is asked for
+        return own._replace(end=own.end + template.format.resumes)
     tags = prompt.thinking or template.tags
     is_over = tags is not None and prompt.text.rstrip().endswith(tags.end)
     return None if is_over or not split_reasoning else tags

@@ -70,6 +70,18 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """How long a model may think: after `n_max` tokens of thoughts, `closing` is written for it."""
+
+    n_max: int
+    begin: str  # of a think block
+    end: str
+    closing: str
+    opened: bool = False  # the prompt ends inside the block
+    again: bool = False  # blocks may begin anywhere, and their tokens add up
+
+
+@dataclass(frozen=True)
 class Request:
     """One piece of work for the engine.
 
@@ -92,6 +104,7 @@ class Request:
     labels: tuple[str, ...] = ()  # of a choose request: what the answer may be
     lora: Adapters | None = None  # scales by adapter; None = those of the command line
     raw_vectors: bool = False  # embeddings as the model made them, not brought to length 1
+    thinking: Thinking | None = None  # None = as long as the model likes
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
     resume: tuple[tuple[int, ...], ...] = ()
 
@@ -350,6 +363,6 @@ def _rebuild(inner: type[Any], data: Any) -> Any:
 
 
 _NESTED: dict[type[Any], dict[str, type[Any]]] = {
-    Request: {"prompts": Prompt, "sampling": Sampling},
+    Request: {"prompts": Prompt, "sampling": Sampling, "thinking": Thinking},
     EngineStatus: {"info": ModelInfo},
 }

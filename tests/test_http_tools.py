@@ -295,6 +295,63 @@ def test_streamed_reasoning_is_the_plain_one(server):
     assert "".join(delta.get("content", "") for delta in deltas) == message["content"]
 
 
+CUT = {"enable_thinking": True, "thinking_budget_tokens": 3, "max_tokens": 200}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"json_schema": TIMES},
+        {"tools": TOOLS},
+        {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": TOOLS, "tool_choice": named("get_time"), "parallel_tool_calls": False},
+    ],
+    ids=["free", "schema", "auto", "required", "named"],
+)
+def test_thoughts_end_with_their_budget_and_the_answer_follows(server, fields):
+    question = "What is the weather in Rome?" if "tools" in fields else "What is 2 + 2?"
+    long = server.chat(question, **{**CUT, **fields, "thinking_budget_tokens": -1})
+    answer = server.chat(question, **CUT, **fields)
+    choice, message = answer["choices"][0], answer["choices"][0]["message"]
+    thought = message["reasoning_content"]
+    assert len(thought) < len(long["choices"][0]["message"]["reasoning_content"])
+    assert "think>" not in (message["content"] or "")
+    assert message["content"] or message["tool_calls"]
+    counted = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert 3 <= counted <= 3 + len("<think>\n\n</think>\n\n")
+    for call in message.get("tool_calls", ()) if choice["finish_reason"] != "length" else ():
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        assert validate.text_problems(SCHEMAS[name], arguments) == []
+    if "json_schema" in fields and choice["finish_reason"] == "stop":
+        assert validate.text_problems(TIMES, message["content"]) == []
+    deltas = [e["choices"][0]["delta"] for e in server.stream(question, **CUT, **fields)[:-1]]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == thought
+    assert "".join(delta.get("content") or "" for delta in deltas) == (message["content"] or "")
+
+
+def test_a_budget_of_nothing_is_an_answer_without_thoughts(server):
+    for how in (
+        {"reasoning_budget": 0},
+        {"chat_template_kwargs": {"thinking_budget": 0}},
+        {"thinking_budget_tokens": 0, "enable_thinking": True},
+    ):
+        answer = server.chat("What is 2 + 2?", max_tokens=100, **how)
+        assert not answer["choices"][0]["message"].get("reasoning_content")
+        assert answer["choices"][0]["message"]["content"]
+
+
+def test_the_servers_budget_is_for_requests_without_one(server):
+    question, thinks = "What is 2 + 2?", {"enable_thinking": True, "max_tokens": 200}
+    long = server.chat(question, **thinks)["choices"][0]["message"]["reasoning_content"]
+    flags = ("-t", "1", "--reasoning-budget", "3", "--reasoning-budget-message", "Enough.")
+    with serving(*flags) as bounded:
+        short = bounded.chat(question, **thinks)["choices"][0]["message"]["reasoning_content"]
+        own = bounded.chat(question, thinking_budget_tokens=-1, **thinks)
+    assert short.endswith("\n\nEnough.") and len(short) < len(long) + len("\n\nEnough.")
+    assert own["choices"][0]["message"]["reasoning_content"] == long
+
+
 def test_a_shape_is_of_the_content_not_of_the_reasoning(server):
     choice = server.chat("What is 2 + 2?", enable_thinking=True, json_schema=TIMES, max_tokens=300)[
         "choices"

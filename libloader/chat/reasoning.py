@@ -156,8 +156,3 @@ def split(text: str, tags: Tags | None, opened: bool = False) -> tuple[str, str]
     for kind, piece in splitter.feed(text) + splitter.finish():
         parts[kind] += piece
     return parts[REASONING], parts[CONTENT]
-
-
-def closing(tags: Tags) -> str:
-    """Return what a thinking budget writes, in the model's stead, to end the block."""
-    return f"\n{tags.end}\n\n"

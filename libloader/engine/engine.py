@@ -36,6 +36,7 @@ from libloader.core import (
     Request,
     RequestDone,
     RequestFailed,
+    Thinking,
     TokenEvent,
     TokensEvent,
 )
@@ -46,6 +47,7 @@ from libloader.engine.guessing import Guessing, Lookups, Source
 from libloader.engine.ports import (
     BatchPort,
     Breadcrumb,
+    ChainPort,
     ContextPort,
     ModelPort,
     OpenChain,
@@ -56,6 +58,7 @@ from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.reading import ReadingDesk, Steps, carry_on, in_slices, is_long
 from libloader.engine.scheduler import Scheduler
 from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence, answer_limit
+from libloader.engine.thinking import ThinkingChain
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
     DecodeFailed,
@@ -433,12 +436,18 @@ class Engine:
         )
         self._mark("grammar_init", request.id, self._decoding.step)
         try:
-            sequence.chain = self._open_chain(sampling)
+            sequence.chain = self._with_budget(self._open_chain(sampling), request.thinking)
             sequence.chain.accept_prompt(sequence.prompt)
             for token in _resumed(sequence)[: sequence.n_completion]:
                 sequence.chain.accept(token)
         except IgllamaError as error:
             self.on_failure(sequence.live, error)
+
+    def _with_budget(self, chain: ChainPort, thinking: Thinking | None) -> ChainPort:
+        if thinking is None:
+            return chain
+        closing = Prompt(segments=((thinking.closing, True),), add_special=False)
+        return ThinkingChain(chain, thinking, self._reader.tokenize(closing), self._piece)
 
     def _end(self, sequence: Sequence) -> None:
         """End one choice, and its request if it was the last."""

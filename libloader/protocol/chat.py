@@ -32,6 +32,12 @@ CHAT_FIELDS = (
     Field("continue_final_message", boolean, False),
     Field("enable_thinking", boolean),
     Field("reasoning_effort", string(64)),
+    Field(
+        "thinking_budget_tokens",
+        integer(-1, sampling.MAX_INT),
+        None,
+        ("reasoning_budget_tokens", "reasoning_budget", "thinking_budget"),
+    ),
     Field("reasoning_format", one_of("none", "deepseek", "auto")),
 )
 # Fields of OpenAI that would change what the answer means: refused, not ignored.
@@ -48,6 +54,7 @@ class ChatRequest:
     use: tools.ToolUse = field(default_factory=tools.ToolUse)
     shape: shape.Shape | None = None
     labels: tuple[str, ...] = ()  # if any, the answer is one of these
+    thinking_budget: int | None = None  # tokens; -1 = no limit, None = the server's
     reasoning_format: str = ""  # none, deepseek or auto; "" = the server's
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -90,6 +97,7 @@ def read_request(
         use=use,
         shape=wanted_shape,
         labels=labels,
+        thinking_budget=_thinking_budget(values),
         reasoning_format=values["reasoning_format"] or "",
         add_generation_prompt=values["add_generation_prompt"],
         continue_final_message=values["continue_final_message"],
@@ -154,6 +162,15 @@ def _template_kwargs(values: fields.Values) -> dict[str, Any]:
             param="chat_template_kwargs.chat_template",
         )
     return kwargs
+
+
+def _thinking_budget(values: fields.Values) -> int | None:
+    """A field of the request, or of chat_template_kwargs, where some templates look for it."""
+    if values["thinking_budget_tokens"] is not None:
+        return int(values["thinking_budget_tokens"])
+    given = (values["chat_template_kwargs"] or {}).get("thinking_budget")
+    path = "chat_template_kwargs.thinking_budget"
+    return None if given is None else int(integer(-1, sampling.MAX_INT)(given, path))
 
 
 def _top_logprobs(values: fields.Values) -> int:

@@ -46,6 +46,7 @@ class Format:
     grammar: Callable[[Sequence[Forced], bool], Rules] = json_objects
     begins: Callable[[Sequence[Forced], str], Begins] | None = None
     thought: Tags | None = None  # around thoughts, where the whole answer has a structure
+    resumes: str = ""  # what comes between thoughts and the rest, there
     content: str = ""  # what content begins with, there
     write: Callable[[Sequence[Call]], str] = _write_json  # for templates that write no calls
 

@@ -108,7 +108,8 @@ HARMONY = Format(
     one_call=True,
     grammar=grammar,
     begins=begins,
-    thought=Tags(f"{CHANNEL}analysis{MESSAGE}", f"<|end|>{START}assistant"),
+    thought=Tags(f"{CHANNEL}analysis{MESSAGE}", "<|end|>"),
+    resumes=f"{START}assistant",
     content=f"{CHANNEL}final{MESSAGE}",
     write=write,
 )
