@@ -168,7 +168,10 @@ def test_a_label_is_read_behind_the_channel_of_the_content():
         body = own.chat("Hello!", choices=["a", "b"], dry_run=True)
         assert body["prompt"] == free["prompt"] + "<|channel|>final<|message|>"
         assert body["parameters"]["tool_format"] == {"value": "harmony", "from": "flag"}
-        assert own.chat("Hello!", choices=["a", "b"])["choices"][0]["message"]["content"] in "ab"
+        assert own.chat("Hello!", choices=["a", "b"])["choices"][0]["message"]["content"] in (
+            "a",
+            "b",
+        )
 
 
 def test_a_thinking_models_label_is_read_behind_its_thought(server):

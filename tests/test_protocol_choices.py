@@ -125,6 +125,7 @@ def test_a_dry_run_says_where_each_value_comes_from():
     rows = dry(temperature=0.5, logit_bias={"5": -100}, unknown=1)["parameters"]
     assert rows["temperature"] == {"value": 0.5, "from": "request"}
     assert rows["top_k"] == {"value": 40, "from": "default"}
+    assert rows["seed"] == {"value": -1, "from": "default"}
     assert rows["min_p"]["from"] == "model"
     assert dry()["parameters"]["temperature"]["from"] == "flag"
     assert rows["timeout"] == {"value": 60.0, "from": "flag"}

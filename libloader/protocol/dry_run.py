@@ -72,6 +72,8 @@ def sampling_settings(wanted: Generation, origins: Mapping[str, str]) -> dict[st
     chosen["logit_bias"] = [
         [i, b if math.isfinite(b) else False] for i, b in sampling["logit_bias"]
     ]
+    if "seed" not in wanted.given:
+        chosen["seed"] = -1  # each request draws another
     chosen |= {"n": wanted.n, "stop": wanted.stop, "cache_prompt": wanted.cache_prompt}
     return {
         name: Setting(value, "request" if name in wanted.given else origins.get(name, "default"))
