@@ -16,16 +16,32 @@ def taught(step_s, row_s, sizes=(512,)):
 
 
 def test_without_streams_a_chunk_is_a_whole_ubatch():
-    assert taught(0.01, lambda size: 0.001).chunk(0, 512) == 512
+    assert taught(0.01, lambda size: 0.0005).chunk(0, 512) == 512
 
 
-def test_while_nothing_is_known_a_chunk_is_what_the_ubatch_leaves():
-    assert Pace().chunk(4, 512) == 508
+def test_without_streams_a_slow_machine_gets_chunks_of_half_a_second():
+    assert taught(0.1, lambda size: 0.015).chunk(0, 512) == 32
+
+
+def test_while_nothing_is_known_a_chunk_is_the_smallest():
+    assert Pace().chunk(4, 512) == Pace().chunk(0, 512) == 16
+
+
+def test_one_bad_moment_of_the_machine_does_not_stay():
+    pace = taught(0.010, lambda size: 0.0001, sizes=(16, 32, 64, 128))
+    assert pace.chunk(4, 512) == 128
+    pace.note([1] * 4 + [128], 0, 5.0)
+    assert pace.chunk(4, 512) == 64
+    for _ in range(2000):
+        if pace.chunk(4, 512) == 128:
+            break
+        pace.note([1] * 4 + [64], 0, 0.010 + 64 * 0.0001)
+    assert pace.chunk(4, 512) == 128
 
 
 def test_beside_streams_a_chunk_is_what_they_hardly_feel():
     pace = taught(0.010, lambda size: 0.0005)
-    assert pace.chunk(4, 512) == 32  # 16 ms beside steps of 10 ms
+    assert pace.chunk(4, 512) == 16  # 8 ms beside steps of 10 ms; 32 would be 16 ms
 
 
 def test_on_a_fast_machine_a_chunk_stays_large():
