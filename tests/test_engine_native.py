@@ -132,6 +132,15 @@ def test_many_at_once_say_what_each_says_alone(open_engine, kv_unified):
     assert all(expected.values())
 
 
+def test_sequences_that_change_their_slot_go_on_as_if_they_had_not(open_engine):
+    expected = alone(open_engine)
+    run = open_engine(kv_unified=False)
+    for number, text in enumerate(["?", *TEXTS[:2], *TEXTS[2:]]):
+        run.submit(text, text, max_tokens=2 if number in (1, 2) else 24)
+    run.finish()
+    assert {text: run.tokens(text) for text in TEXTS[2:]} == {t: expected[t] for t in TEXTS[2:]}
+
+
 @pytest.mark.parametrize("kv_unified", [True, False])
 def test_a_reused_prefix_changes_nothing(open_engine, kv_unified):
     prompt = [5 + i % 50 for i in range(120)]

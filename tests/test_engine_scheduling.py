@@ -345,3 +345,40 @@ def test_a_model_that_only_embeds_says_so():
     bench.submit("a")
     bench.run()
     assert bench.of("a", RequestFailed)[0].error["name"] == "FieldUnsupported"
+
+
+def running_ids(bench):
+    return sorted({seq_id for _, _, seq_id, _ in bench.context.batches[-1]})
+
+
+def test_with_streams_of_their_own_running_sequences_become_neighbours():
+    bench = endless(FakeContext(1024, 8, unified=False), n_parallel=8)
+    for number in range(8):
+        bench.submit(f"r{number}", [number + 1] * 9, max_tokens=5 if number in (1, 2, 4, 6) else 60)
+    while bench.engine.n_running > 4:
+        bench.step()
+    bench.step(20)
+    ids = running_ids(bench)
+    assert ids == list(range(ids[0], ids[0] + 4))
+    bench.run()
+    for number in (0, 3, 5, 7):
+        assert tokens_of(bench, f"r{number}") == expected_tokens([number + 1] * 9, 60, never_ending)
+
+
+def test_a_prefix_that_was_moved_is_still_found():
+    bench = endless(FakeContext(1024, 4, unified=False), n_parallel=4)
+    for number in range(4):
+        bench.submit(f"r{number}", [number + 1] * 30, max_tokens=40 if number in (0, 3) else 4)
+    bench.step(20)
+    bench.submit("again", [*[1] * 30, 99], max_tokens=1)
+    bench.submit("other", [*[4] * 30, 99], max_tokens=1)
+    bench.run()
+    assert done(bench, "again").usage.n_cached == done(bench, "other").usage.n_cached == 30
+
+
+def test_in_a_unified_cache_nobody_is_moved():
+    bench = endless(FakeContext(1024, 4), n_parallel=4)
+    for number in range(4):
+        bench.submit(f"r{number}", [number + 1] * 9, max_tokens=60 if number in (0, 3) else 4)
+    bench.step(30)
+    assert running_ids(bench) == [0, 3]

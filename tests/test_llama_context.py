@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gguf_files as files
 import pytest
@@ -60,6 +61,23 @@ def test_sizes_are_what_libllama_made_of_the_wishes(either):
     assert either.n_ctx_seq >= SETTINGS.n_ctx
     assert (either.n_batch, either.n_ubatch) == (64, 64)
     assert either.n_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("n_params", "settings", "unified"),
+    [
+        (15_000_000, {}, True),
+        (600_000_000, {}, False),
+        (600_000_000, {"n_parallel": 1}, True),
+        (600_000_000, {"n_gpu_layers": -1}, True),
+        (600_000_000, {"kv_unified": True}, True),
+        (15_000_000, {"kv_unified": False}, False),
+    ],
+)
+def test_sequences_share_a_cache_where_that_is_faster(n_params, settings, unified):
+    model = SimpleNamespace(n_params=n_params)
+    wished = replace(SETTINGS, **{"n_parallel": 4, "kv_unified": None, **settings})
+    assert context_module.prefers_unified(model, wished) is unified
 
 
 def test_batches_hold_at_least_one_row_per_slot(open_context):

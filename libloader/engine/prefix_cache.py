@@ -134,6 +134,21 @@ class PrefixCache:
             self.slots.truncate(slot, slot.n_pure)
         self._tree.insert(slot.tokens, slot)
 
+    def move(self, sequence: Sequence, target: Slot) -> None:
+        """Seat a running sequence elsewhere, with all that it has computed."""
+        source = sequence.slot
+        assert source is not None and target.sequence is None
+        if target.tokens:
+            self._vacate(target)
+        self.slots.share(source, target, len(source.tokens))
+        source.sequence, target.sequence, sequence.slot = None, sequence, target
+        target.adapters = source.adapters
+        self._tree.remove(source)
+        self.slots.truncate(source, 0)
+        is_pure = target.n_pure == len(target.tokens)
+        known = sequence.tokens if is_pure else target.tokens[: target.n_pure]
+        self._tree.insert(known, target)
+
     def shift(self, sequence: Sequence, slot: Slot, start: int, end: int) -> None:
         """Forget [start, end) of `slot`: `sequence`, which sits there, has done so already.
 

@@ -10,13 +10,25 @@ Laws:
   waits, and nobody overtakes it. So a full cache is an exception; then the youngest goes back.
 - A batch runs with one set of LoRA adapters; the sets that have work take turns (turns.py). All
   streams count when the size of a prompt chunk is chosen, for all of them wait for its batch.
-- Rows of a batch are in ascending order of seq_id: with one KV stream per sequence libllama packs
-  only ascending neighbours into one micro-batch (measured: 64 ms instead of 11.5 ms otherwise).
+- Rows of a batch are in ascending order of seq_id, and where each sequence has a KV stream of its
+  own the running seq_ids are neighbours before long: libllama packs only ascending neighbours into
+  one micro-batch.
 
-Why the KV cache is unified unless the user says otherwise. Separate streams also fall from a cliff
-when live seq_ids have gaps (8 sequences on even ids: 34 ms instead of 11.9 ms), which ragged load
-always makes; a unified cache has no cliff, and shares prefixes without a copy (16 x 768 tokens with
-one prefix: 40 ms against 52 ms). Streams win only where many long contexts share nothing.
+Separate KV streams or one unified cache? llama/context.py decides (`prefers_unified`); why, in ms a
+step, unified / separate, 1 thread, each sequence with a past of its own:
+
+                            4 running   8         8 on ragged ids   16 in order   16 shuffled
+    S,  15M, past   32      6.8 / 10.5  12 /  17  11 /  32          23 /  33        24 /  68
+    S,       past 1024      21 / 23     43 /  45  45 /  59         122 /  88       121 / 122
+    S,       past 3000      36 / 53    101 / 100
+    M, 0.6B, past   32      73 / 91    207 / 155  227 / 214        334 / 259       342 / 388
+    M,       past  512     178 / 139   498 / 210  646 / 348       2002 / 381      1171 / 778
+
+In a unified cache each token's attention runs over the cells of all sequences: with a model of any
+size that is the dearest thing there is, as soon as there are many sequences or long pasts, and one
+long prompt slows everybody down. Separate streams pay a pass over the weights for each gap among
+the running seq_ids, which `_close_gap` does away with, and a copy for a shared prefix. Only where
+the weights are so small that the passes are all that counts is the unified cache better.
 """
 
 from __future__ import annotations
@@ -32,6 +44,7 @@ from libloader.engine.slot import Slots
 from libloader.engine.turns import Turns
 from libloader.engine.waiting import Waiting
 
+PATIENCE = 4  # steps that a gap among the running may last: somebody new may fill it
 Plan = list[tuple[Sequence, int]]  # (sequence, number of its pending tokens to decode)
 
 
@@ -48,6 +61,7 @@ class Scheduler:
         self._context = context
         self._n_parallel = min(n_parallel, context.n_seq_max, context.n_batch)
         self._is_full = False  # somebody was preempted and nobody has ended since
+        self._gap_steps = 0  # for how long there has been a gap among the running
 
     def admit(self) -> list[Sequence]:
         """Seat whoever fits, in turn; return those who got a slot."""
@@ -64,6 +78,7 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Return what the next batch decodes: streams first, then prompt chunks, oldest first."""
+        self._close_gap()
         ready = [each for each in self.running if not self._waits(each)]
         n_streams = sum(sequence.n_pending == 1 for sequence in ready)
         chosen = self._turns.of_one_kind(ready)
@@ -145,6 +160,23 @@ class Scheduler:
         slot.sequence, sequence.slot = sequence, slot
         self.running.append(sequence)
         self.cache.begin(sequence, slot, known)
+
+    def _close_gap(self) -> None:
+        """Where gaps cost time, move an outermost sequence into one that has lasted."""
+        if self.slots.unified or len(self.running) < 2:
+            return
+        ids = sorted(sequence.slot.seq_id for sequence in self.running if sequence.slot)
+        gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
+        self._gap_steps = self._gap_steps + 1 if gaps else 0
+        if self._gap_steps <= PATIENCE:
+            return
+        edges = {ids[0]: gaps[-1], ids[-1]: gaps[0]}
+        outermost = [s for s in self.running if s.slot and s.slot.seq_id in edges]
+        movable = [sequence for sequence in outermost if not sequence.is_waiting]
+        if movable:
+            sequence = min(movable, key=lambda sequence: len(sequence.tokens))
+            assert sequence.slot is not None
+            self.cache.move(sequence, self.slots.all[edges[sequence.slot.seq_id]])
 
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
         left = self.pace.chunk(n_decoding, self._context.n_ubatch)

@@ -40,6 +40,7 @@ WHOLE_TYPES = ("f32", "f16", "bf16")  # cache types that are not quantised
 KV_PADDING = 256  # newer builds round a sequence's cells up to this
 N_CTX_UNKNOWN = 4096  # per slot, where neither file nor machine says anything
 SCORE_BYTES = 8  # of one head between two tokens, before and after the softmax
+SMALL_MODEL = 100_000_000  # parameters, below which a pass over the weights is next to nothing
 MEMORY_SHARE = 2  # a default KV cache takes at most one of so many parts of the free memory
 
 
@@ -285,6 +286,17 @@ def kv_bytes_per_token(model: Model, settings: EngineSettings) -> int:
     return sum(ggml_types.size_bytes(_cache_type(name), n) or 0 for n, name in pairs)
 
 
+def prefers_unified(model: Model, settings: EngineSettings) -> bool:
+    """Return what the user wants of the KV cache, else what is faster; see engine/scheduler.py.
+
+    On a GPU flash attention skips the cells of other sequences, and passes are cheap.
+    """
+    if settings.kv_unified is not None:
+        return settings.kv_unified
+    on_gpu = settings.n_gpu_layers != 0
+    return settings.n_parallel == 1 or on_gpu or model.n_params < SMALL_MODEL
+
+
 def default_n_ctx(model: Model, settings: EngineSettings) -> int:
     """Return the context of one slot where the user gave none: the model's, if memory allows."""
     wished = model.n_ctx_train or N_CTX_UNKNOWN
@@ -345,7 +357,7 @@ def _wishes(
         "type_k": _cache_type(settings.cache_type_k),
         "type_v": _cache_type(settings.cache_type_v),
         "flash_attn_type": _flash_attn(settings),
-        "kv_unified": True if settings.kv_unified is None else settings.kv_unified,
+        "kv_unified": prefers_unified(model, settings),
         "embeddings": embeddings,
         "no_perf": True,
     }
