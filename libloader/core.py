@@ -255,6 +255,10 @@ class EngineSettings:
     cache_disk_mib: int = 1024  # in cache_dir at most
     context_shift: bool = False  # a full context loses its older half, and the text goes on
     lookup: bool = False  # guess tokens from the sequence's own past
+    model_draft: str = ""  # a smaller model that guesses; "" = none
+    n_gpu_layers_draft: int = 0
+    draft_min: int = 0  # tokens of one draft; a shorter one is not made
+    draft_max: int = 16
     lora: tuple[tuple[str, float], ...] = ()  # adapter files and their scales
     lora_init_without_apply: bool = False  # scales are 0 unless a request says otherwise
     log_level: str = "warning"

@@ -18,6 +18,7 @@ from typing import Callable
 
 from libloader.core import Adapters, EngineSettings, Event, Prompt, Request, Sampling
 from libloader.engine.engine import Engine
+from libloader.engine.guessing import Source
 from libloader.engine.prefix_store import PrefixStore
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -315,7 +316,7 @@ class Bench:
     def __init__(
         self, context: FakeContext | None = None, *, n_parallel: int = 4, bos: int = BOS,
         open_chain: Callable[[Sampling], FakeChain] = FakeChain,
-        store: PrefixStore | None = None, can_generate: bool = True, **settings: object,
+        store: PrefixStore | None = None, guesses: Source | None = None, can_generate: bool = True, **settings: object,
     ) -> None:  # fmt: skip
         self.clock = FakeClock()
         self.context = context or FakeContext()
@@ -333,6 +334,7 @@ class Bench:
             open_chain=self.open_chain,
             open_embedder=self.open_embedder,
             store=store,
+            guesses=guesses,
             can_generate=can_generate,
             clock=self.clock,
             breadcrumb=lambda *crumb: self.trail.append(crumb),

@@ -27,6 +27,7 @@ class Stream:
         self.chance, self.said, self.cost = chance, chance if said is None else said, cost
         self.random = random.Random(seed)
         self.wager = Wager()
+        self.spent_s = 0.0
         self.seconds, self.n_tokens, self.sizes = 0.0, 0, []
 
     def step(self):
@@ -35,7 +36,7 @@ class Stream:
         while n_right < length and self.random.random() < self.chance:
             n_right += 1
         seconds = self.cost(1 + length)
-        self.wager.note(1, length, 1 + n_right, seconds)
+        self.wager.note(1, length, 1 + n_right, seconds, self.spent_s)
         self.seconds += seconds
         self.n_tokens += 1 + n_right
         self.sizes.append(1 + length)
@@ -122,3 +123,9 @@ def test_time_that_cannot_be_measured_is_no_obstacle():
     wager = Wager()
     wager.note(1, 0, 1, 0.0)
     assert wager.lengths([Bid(0.9, 9)], 1)[0] > 0
+
+
+def test_the_time_that_guessing_takes_is_paid_from_the_purse():
+    free, slow = Stream(0.9), Stream(0.9)
+    slow.spent_s = 3 * STEP_S
+    assert slow.wager_sizes(300).count(1) > free.wager_sizes(300).count(1)

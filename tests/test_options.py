@@ -113,3 +113,10 @@ def test_sampling_flags_are_told_by_the_names_of_request_fields():
     assert options.sampling(parse("m.gguf")) == {}
     with pytest.raises(UsageError, match="a number from 0 to 1"):
         parse("m.gguf", "--top-p", "2")
+
+
+def test_a_draft_model_has_its_own_layers_and_lengths():
+    words = "-m a.gguf -md b.gguf -ngld 7 --draft-max 8 --draft-min 2".split()
+    settings = options.engine_settings(options.parse(words, {}))
+    assert (settings.model_draft, settings.n_gpu_layers_draft) == ("b.gguf", 7)
+    assert (settings.draft_max, settings.draft_min) == (8, 2)

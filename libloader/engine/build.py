@@ -18,6 +18,7 @@ from typing import Any, Callable
 
 from libloader.abi import find, library
 from libloader.core import EngineSettings, ModelInfo, Sampling
+from libloader.engine.draft import DraftModel
 from libloader.engine.engine import Engine, default_adapters, n_ctx_slot, no_breadcrumb
 from libloader.engine.ports import Breadcrumb
 from libloader.engine.prefix_file import Folder
@@ -28,11 +29,13 @@ from libloader.llama.batch import Batch
 from libloader.llama.context import Context, default_pooling, pooled_tokens
 from libloader.llama.model import Model
 from libloader.llama.sampler import SamplerChain
+from libloader.llama.vocab import why_apart
 
 NO_SHIFT = (
     "{}: the memory of this model, in this libllama, cannot be shifted; start without "
     "--context-shift"
 )
+GREEDY = Sampling(temperature=0.0)
 EMBEDDING_SEQUENCES = 32  # inputs that share one batch
 N_SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a file, for its fingerprint; a small one is read whole
 
@@ -55,6 +58,7 @@ def build_engine(
             raise ModelLoadFailed(NO_SHIFT.format(settings.model))
         info = describe(lib, model, context, settings)
         info = dataclasses.replace(info, load_ms=(time.monotonic() - started_s) * 1e3)
+        guesses = stack.enter_context(_draft_model(model, settings, info.n_ctx_slot))
         return Engine(
             model,
             context,
@@ -63,6 +67,7 @@ def build_engine(
             open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
             open_embedder=functools.partial(_embedding_context, lib, model, settings),
             store=_open_store(settings, lib, context),
+            guesses=guesses,
             can_generate=model.generates,
             n_sampling_threads=context.n_threads,
             breadcrumb=breadcrumb,
@@ -158,6 +163,34 @@ def _text(model: Model, token: int) -> str:
 
 def _open_chain(model: Model, n_ctx: int, sampling: Sampling) -> SamplerChain:
     return SamplerChain(model, sampling, n_ctx)
+
+
+@contextlib.contextmanager
+def _draft_model(model: Model, settings: EngineSettings, n_ctx: int) -> Iterator[DraftModel | None]:
+    """The small model that guesses for `model`, if one is wanted."""
+    if not settings.model_draft:
+        yield None
+        return
+    wishes = dataclasses.replace(
+        settings,
+        model=settings.model_draft,
+        n_gpu_layers=settings.n_gpu_layers_draft,
+        n_ctx=n_ctx,
+        lora=(),
+    )
+    with Model.load(model.lib, settings.model_draft, wishes) as small:
+        difference = why_apart(model.vocab, small.vocab)
+        if difference or not small.generates:
+            reason = difference or "it cannot write text"
+            raise ModelLoadFailed(f"{settings.model_draft} cannot draft for this model: {reason}")
+        with Context(small, wishes) as context:
+            yield DraftModel(
+                context,
+                Batch(model.lib, context.n_batch, context.n_seq_max),
+                SamplerChain(small, GREEDY, n_ctx),
+                n_vocab=min(model.vocab.n_tokens, small.vocab.n_tokens),
+                clock=time.monotonic,
+            )
 
 
 @contextlib.contextmanager

@@ -125,7 +125,8 @@ class Engine:
         self._desk = ReadingDesk()
         own = Lookups() if settings.lookup else None
         n_rows = min(context.n_ubatch, batch.capacity)
-        self._guessing = Guessing(guesses or own, n_rows, self._mark_draft)
+        lengths = settings.draft_min, settings.draft_max
+        self._guessing = Guessing(guesses or own, n_rows, lengths, self._mark_draft)
         self._embedder = Embedder(open_embedder)
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}

@@ -6,6 +6,11 @@
 All guesses are decoded with the next token in one batch, and sampled row by row until one is wrong:
 so the output is what it would have been, greedy token for token, sampled with the same distribution
 (each token is drawn from its own row, given what was drawn before).
+
+Why nothing is guessed unless asked for, although it never costs more than the wager's purse: how
+many rows share a batch depends on what batches took, and libllama's sums on how many rows there
+are. So of two nearly equal logits now one wins, now the other (0.6B random weights, Q4_0: greedy
+text took another turn within 400 tokens), and the same request may be answered in two ways.
 """
 
 from __future__ import annotations
@@ -25,6 +30,10 @@ class Source(Protocol):
     def depth_s(self) -> float:
         """Seconds that guessing takes for each token in a row."""
 
+    @property
+    def spent_s(self) -> float:
+        """Seconds that the last guesses took."""
+
     def open(self, tokens: list[int]) -> Guesser:
         """Return the guesser of a sequence that begins with `tokens`."""
 
@@ -37,7 +46,7 @@ class Source(Protocol):
 class Lookups:
     """Every sequence guesses from its own past."""
 
-    depth_s = 0.0
+    depth_s = spent_s = 0.0  # next to none
 
     def open(self, tokens: list[int]) -> Lookup:
         return Lookup(tokens)
@@ -52,8 +61,15 @@ class Lookups:
 class Guessing:
     """Engine thread only. Without a source nothing is ever guessed."""
 
-    def __init__(self, source: Source | None, n_most: int, mark: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        source: Source | None,
+        n_most: int,
+        lengths: tuple[int, int],
+        mark: Callable[[str], None],
+    ) -> None:
         self._source = source
+        self._least, self._most = lengths  # tokens of one draft
         self._mark = mark  # gets the ids of the requests that are in hand
         self._n_most = n_most  # rows of one batch
         self._wager = Wager()
@@ -75,7 +91,8 @@ class Guessing:
     def note(self, n_streams: int, n_guessed: int, n_tokens: int, seconds: float) -> None:
         """Learn from the batch that was prepared; `n_tokens` came of it."""
         if self._is_wager:
-            self._wager.note(n_streams, n_guessed, n_tokens, seconds)
+            spent_s = self._source.spent_s if self._source and n_guessed else 0.0
+            self._wager.note(n_streams, n_guessed, n_tokens, seconds, spent_s)
 
     def close(self) -> None:
         if self._source is not None:
@@ -96,7 +113,9 @@ class Guessing:
         able = [(each, bid) for each in streams if (bid := self._bid(each, len(streams))).most > 0]
         bids = [bid for _, bid in able]
         lengths = self._wager.lengths(bids, len(streams), self._source.depth_s)
-        wanted = [(sequence, n) for (sequence, _), n in zip(able, lengths) if n]
+        wanted = [
+            (sequence, n) for (sequence, _), n in zip(able, lengths) if n >= max(1, self._least)
+        ]
         if wanted:
             self._mark(" ".join(dict.fromkeys(each.live.request.id for each, _ in wanted)))
             drafts = self._source.guess([(sequence.guesser, n) for sequence, n in wanted])
@@ -107,7 +126,7 @@ class Guessing:
         guesser = sequence.guesser
         if guesser is None or guesser.chance <= 0.0:
             return Bid(0.0, 0)
-        return Bid(guesser.chance, min(_room(sequence), self._n_most - n_streams))
+        return Bid(guesser.chance, min(_room(sequence), self._n_most - n_streams, self._most))
 
 
 def _room(sequence: Sequence) -> int:

@@ -46,14 +46,21 @@ class Wager:
         self._purse_s = -1.0  # below 0: not opened yet
         self._n_plain = STALE  # batches since the last guess
 
-    def note(self, n_streams: int, n_guessed: int, n_tokens: int, seconds: float) -> None:
-        """Learn from one batch: its streams, its guessed rows, the tokens that it brought."""
+    def note(
+        self, n_streams: int, n_guessed: int, n_tokens: int, seconds: float, spent_s: float = 0.0
+    ) -> None:
+        """Learn from one batch: its streams, its guessed rows, the tokens that it brought.
+
+        `spent_s` went into guessing, before the batch.
+        """
         self._costs.note(n_streams + n_guessed, seconds)
         plain_s = self._costs.of(n_streams)
         self._n_plain = 0 if n_guessed else self._n_plain + 1
         if self._purse_s < 0.0:
             self._purse_s = LOAN * plain_s
-        won_s = n_tokens / n_streams * plain_s - seconds if n_guessed else INCOME * seconds
+        won_s = (
+            n_tokens / n_streams * plain_s - seconds - spent_s if n_guessed else INCOME * seconds
+        )
         self._purse_s = max(0.0, min(self._purse_s + won_s, FULL * plain_s))
 
     def lengths(self, bids: Many[Bid], n_streams: int, depth_s: float = 0.0) -> list[int]:

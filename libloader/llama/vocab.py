@@ -21,6 +21,8 @@ PIECE_BYTES = 64  # room for almost every token; a longer one is asked for again
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 CONTROL = 3  # in tokenizer.ggml.token_type
 WORDPIECE = "bert"  # in tokenizer.ggml.model
+SIZES_APART = 128  # tokens that one vocabulary may have more than another and be the same
+N_COMPARED = 4096  # tokens whose text is compared
 EXTRA_TOKENS = 16  # what add_special may add around the text
 
 
@@ -142,3 +144,26 @@ class Vocab:
         if self._tree is None:
             self._tree = TokenTree(map(self.piece, range(self.n_tokens)), self.hidden_tokens)
         return self._tree
+
+
+def why_apart(one: Vocab, other: Vocab) -> str:
+    """Say why the tokens of two models do not mean the same; "" if they do.
+
+    One may have some more at its end, as padding. The text of all tokens takes long to compare:
+    some thousands, spread over the whole, show any other vocabulary.
+    """
+    n, n_other = one.n_tokens, other.n_tokens
+    if abs(n - n_other) > SIZES_APART:
+        return f"its vocabulary has {n_other:,} tokens, not {n:,}"
+    for name in ("bos", "eos", "adds_bos"):
+        mine, its = getattr(one, name), getattr(other, name)
+        if mine != its:
+            return f"its {name.replace('_', ' ')} is {its}, not {mine}"
+    if one.special_tokens != other.special_tokens:
+        return "its special tokens are others"
+    both = min(n, n_other)
+    for token in range(0, both, max(1, both // N_COMPARED)):
+        mine, its = one.piece(token, special=True), other.piece(token, special=True)
+        if mine != its:
+            return f"its token {token} is {its!r}, not {mine!r}"
+    return ""
