@@ -116,7 +116,7 @@ def test_sampling_flags_are_told_by_the_names_of_request_fields():
 
 
 def test_a_draft_model_has_its_own_layers_and_lengths():
-    words = "-m a.gguf -md b.gguf -ngld 7 --draft-max 8 --draft-min 2".split()
-    settings = options.engine_settings(options.parse(words, {}))
+    flags = parse("a.gguf", "-md", "b.gguf", "-ngld", "7", "--draft-max", "8", "--draft-min", "2")
+    settings = options.engine_settings(flags)
     assert (settings.model_draft, settings.n_gpu_layers_draft) == ("b.gguf", 7)
     assert (settings.draft_max, settings.draft_min) == (8, 2)
