@@ -144,7 +144,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--cache-disk", 1024, "MiB that --cache-dir may hold", whole(1), "MIB"),
         Option("--lookup", False, "guess tokens from a text's own past; not with --model-draft",
                None),
-        Option("--model-draft -md", "", "a smaller model of the same vocabulary that guesses tokens",
+        Option("--model-draft -md", "", "a smaller model of the same words, which guesses tokens",
                metavar="FILE"),
         Option("--gpu-layers-draft -ngld --n-gpu-layers-draft", 0,
                "its layers on the GPU; -1 = all", whole(-1), "N"),

@@ -316,7 +316,8 @@ class Bench:
     def __init__(
         self, context: FakeContext | None = None, *, n_parallel: int = 4, bos: int = BOS,
         open_chain: Callable[[Sampling], FakeChain] = FakeChain,
-        store: PrefixStore | None = None, guesses: Source | None = None, can_generate: bool = True, **settings: object,
+        store: PrefixStore | None = None, guesses: Source | None = None,
+        can_generate: bool = True, **settings: object,
     ) -> None:  # fmt: skip
         self.clock = FakeClock()
         self.context = context or FakeContext()

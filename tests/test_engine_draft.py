@@ -19,10 +19,11 @@ from fakes import (
 from libloader.core import RequestDone, RequestFailed, Sampling, TokenEvent
 from libloader.engine.draft import FIRST_CHANCE, DraftModel
 
+N_VOCAB = len(PIECES)
 PROMPT = [*b"the same prompt"]
 
 
-def small_model(context=None, n_vocab=len(PIECES)):
+def small_model(context=None, n_vocab=N_VOCAB):
     """A draft model that, unless told otherwise, says what the large one does."""
     context = context or FakeContext(2048, 4)
     model = DraftModel(
