@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import pytest
 from web_client import in_threads, request_bytes, wait_until, web_server
 
-from libloader.web import server
+from libloader.web import crew, server
 
 HOST = b"Host: localhost\r\n"
 
@@ -239,7 +239,7 @@ def test_when_no_thread_can_be_started_the_client_is_told_and_the_listener_lives
         raise RuntimeError("can't start new thread")
 
     with web_server() as web:
-        monkeypatch.setattr(server, "start_new_thread", start)
+        monkeypatch.setattr(crew, "start_new_thread", start)
         response = web.ask("GET", "/health")
         assert (response.status, response.header("connection")) == (503, "close")
         monkeypatch.undo()

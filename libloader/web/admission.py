@@ -1,9 +1,10 @@
 """Who is inside: the connections of one server, and the memory lent for bodies.
 
 A connection is either *reading* (it owes us a request: silent, slow, or between two requests) or
-*working* (we owe it an answer). When all places are taken, the one that has been reading longest is
-shed, provided it had a fair time; only when everybody is being worked for, the newcomer is refused.
-A newcomer may wait for a moment in the kernel's backlog first: bursts pass by themselves.
+*working* (we owe it an answer). Some of the reading already *hold* a thread, for a long body. When
+all places are taken, the one that has been reading longest is shed, provided it had a fair time;
+only when everybody is being worked for, the newcomer is refused. A newcomer may wait for a moment
+in the kernel's backlog first: bursts pass by themselves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Admission:
         self._changed = threading.Condition()
         self._reading: dict[Wire, float] = {}  # since when; the one that waits longest is first
         self._working: set[Wire] = set()
+        self._holding: dict[Wire, float] = {}  # of the reading: who has a thread, and since when
         self._shed: set[Wire] = set()  # told to go, not gone yet: no longer counted
         self._all_working_since = 0.0
         self.n_shed = 0
@@ -39,6 +41,7 @@ class Admission:
     def leave(self, wire: Wire) -> None:
         with self._changed:
             self._reading.pop(wire, None)
+            self._holding.pop(wire, None)
             self._working.discard(wire)
             self._shed.discard(wire)
             self._changed.notify_all()
@@ -46,6 +49,7 @@ class Admission:
     def begin_reading(self, wire: Wire) -> bool:
         """Note that `wire` owes a request from now on; False if it was shed."""
         with self._changed:
+            self._holding.pop(wire, None)
             if wire in self._working:
                 self._working.remove(wire)
                 self._changed.notify_all()
@@ -54,9 +58,15 @@ class Admission:
             self._reading[wire] = monotonic()
             return True
 
+    def hold_thread(self, wire: Wire) -> None:
+        """Note that a thread waits for what `wire` still owes."""
+        with self._changed:
+            self._holding[wire] = monotonic()
+
     def begin_work(self, wire: Wire) -> bool:
         """Note that we owe `wire` an answer: it is safe now; False if it was shed."""
         with self._changed:
+            self._holding.pop(wire, None)
             if self._reading.pop(wire, None) is None:
                 return False
             self._working.add(wire)
@@ -69,6 +79,13 @@ class Admission:
         with self._changed:
             for victim in list(self._reading)[:1]:
                 self._make_go(victim)
+
+    def shed_longest_holding(self) -> None:
+        """Make somebody go for whom a thread has waited too long: others need the thread."""
+        with self._changed:
+            wire, since = next(iter(self._holding.items()), (None, 0.0))
+            if wire is not None and monotonic() - since >= self._settings.shed_after_s:
+                self._make_go(wire)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Wait until nobody is owed an answer; False after `timeout_s`."""
@@ -113,6 +130,7 @@ class Admission:
 
     def _make_go(self, wire: Wire) -> None:
         self._reading.pop(wire, None)
+        self._holding.pop(wire, None)
         self._working.discard(wire)
         self._shed.add(wire)
         self.n_shed += 1

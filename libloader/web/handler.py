@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any
 from libloader.errors import ClientGone, IgllamaError
 from libloader.web.body import body_reader
 from libloader.web.exchange import JSON, Exchange, new_request_id
+from libloader.web.lobby import Arrival
 from libloader.web.log import escape
 from libloader.web.origins import PREFLIGHT
 from libloader.web.problems import HttpProblem, Reply, internal_error, to_json
-from libloader.web.request import Head, HeadReader
+from libloader.web.request import Head
 from libloader.web.response import CONTINUE, SERVER, encode_head
-from libloader.web.shared import RouteFunction, Shared
+from libloader.web.shared import Shared
 from libloader.web.wire import Wire
 
-if TYPE_CHECKING:  # the server imports this module
+if TYPE_CHECKING:  # the server imports this module; ssl may be missing
+    import ssl
+
     from libloader.web.server import Listener
 
 log = logging.getLogger("igllama.web")
 
-_HEAD_READ_BYTES = 4096  # a silent connection holds a buffer of this size
 _BODY_READ_BYTES = 64 * 1024
 
 
@@ -40,19 +42,31 @@ class Handler(BaseHTTPRequestHandler):
 
     # http.server's seams
 
+    def __init__(self, wire: Wire, client_address: Any, server: Listener) -> None:
+        """Not http.server's own, which would serve at once: this one is told when to."""
+        self.request, self.client_address, self.server = wire, client_address, server
+        self.setup()
+
     def setup(self) -> None:
         self.wire: Wire = self.request
         self.shared: Shared = self.server.shared
+        self.arrival = Arrival(self.shared.settings, self._is_refused)
         self.close_connection = False
-        self._reader = HeadReader(self.shared.settings)
-        self._n_requests = 0
         self._n_borrowed_bytes = 0
 
     def handle(self) -> None:
-        if self.shared.tls_context is not None:
-            self.wire.start_tls(self.shared.tls_context)
-        while not self.close_connection:
+        """Serve what has arrived; unless `close_connection`, the wire then waits for more."""
+        while not self.close_connection and self.arrival.look(self.wire.inbox):
             self.handle_one_request()
+            if not self.close_connection:
+                self.close_connection = not self.shared.admission.begin_reading(self.wire)
+
+    def shake_hands(self, context: ssl.SSLContext) -> None:
+        """Begin TLS; the first request is then waited for like any other."""
+        self.close_connection = True  # should it fail
+        self.shared.admission.hold_thread(self.wire)
+        self.wire.start_tls(context)
+        self.close_connection = False
 
     def handle_one_request(self) -> None:
         """Serve one request; `close_connection` then says whether another may follow."""
@@ -86,65 +100,39 @@ class Handler(BaseHTTPRequestHandler):
     # One request
 
     def _serve(self) -> None:
-        head = self._read_head()
-        if head is None:
-            return
-        self._n_requests += 1
-        may_persist = self._n_requests < self.shared.settings.n_requests_per_connection
+        head = self.arrival.take()
+        limits = self.shared.settings
+        may_persist = self.arrival.n_heads < limits.n_requests_per_connection
         exchange = Exchange(head, self.wire, self.shared, may_persist=may_persist)
         self._exchange = exchange
-        function = self._check(head, exchange)
-        if function is not None:
+        passed = self.shared.check(head)
+        if passed is None:
+            exchange.reply(204, headers=PREFLIGHT)
+        else:
+            exchange.path_params, exchange.api_key = passed.path_params, passed.api_key
             exchange.body = self._read_body(head)
             exchange.body_is_read = True
             self._begin_work()
-            function(exchange)
+            passed.function(exchange)
         exchange.settle()
         self.close_connection = not exchange.persists
 
-    def _read_head(self) -> Head | None:
-        """Wait for a head; None = the client sent nothing more."""
-        wire, limits = self.wire, self.shared.settings
-        is_first, started = self._n_requests == 0, bool(self.wire.inbox)
-        if not self.shared.admission.begin_reading(wire):
-            return None
-        wait_s = limits.head_s if is_first or started else limits.idle_s
-        deadline = monotonic() + wait_s
-        while True:
-            head = self._reader.take(wire.inbox)
-            if head is not None:
-                return head
-            try:
-                if not wire.fill(deadline, _HEAD_READ_BYTES):
-                    return None
-            except socket.timeout:
-                if not wire.inbox:
-                    return None  # silence is no request that could be answered
-                raise HttpProblem(408, "the headers did not arrive in time") from None
-            if not started and not is_first:  # the first byte ends the idle time
-                deadline = monotonic() + limits.head_s
-            started = True
-
-    def _check(self, head: Head, exchange: Exchange) -> RouteFunction | None:
-        """Return the route's function, or refuse; None = answered already (OPTIONS)."""
-        shared = self.shared
-        if head.method == "OPTIONS":
-            shared.origins.check(head)
-            exchange.reply(204, headers=PREFLIGHT)
-            return None
-        function, exchange.path_params = shared.routes.find(head.method, head.path)
-        shared.origins.check(head)
-        if head.path not in shared.settings.public_paths:
-            exchange.api_key = shared.keys.check(head.headers)
-        return function
+    def _is_refused(self, head: Head) -> bool:
+        """True if no body could save this request: it is answered before one is read."""
+        try:
+            self.shared.check(head)
+            body_reader(head.length, self.shared.settings)
+        except HttpProblem:
+            return True
+        return False
 
     def _read_body(self, head: Head) -> bytes:
-        _check_encoding(head)
         body = body_reader(head.length, self.shared.settings)
         if head.wants_continue and not body.done and not self.wire.inbox:
             self.wire.send_all(CONTINUE)
         pieces: list[bytes] = []
         started = monotonic()
+        self.shared.admission.hold_thread(self.wire)
         while True:
             piece = body.take(self.wire.inbox)
             self._borrow(len(piece))
@@ -221,8 +209,3 @@ class Handler(BaseHTTPRequestHandler):
             ms = (monotonic() - self._started) * 1000
             what = f"{exchange.method} {escape(exchange.path)} {exchange.status}"
             log.info("%s %s %.0f ms %s", self.wire.peer, what, ms, exchange.request_id)
-
-
-def _check_encoding(head: Head) -> None:
-    if any(coding != "identity" for coding in head.headers.tokens("content-encoding")):
-        raise HttpProblem(415, "compressed bodies are not read here; send the JSON as it is")

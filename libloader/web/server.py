@@ -1,8 +1,9 @@
-"""The server: one listener per address, a thread per connection, all limits shared.
+"""The server: one listener per address, a lobby, a crew of threads, all limits shared.
 
 http.server's and socketserver's defaults that would hurt are replaced where they stand: the backlog
 of 5, the name look-up at bind, the spinning accept loop when file descriptors run out, tracebacks
-on stderr, the close that resets the client. HTTP threads are small; `threading.stack_size` is
+on stderr, the close that resets the client, and a thread for each connection, however silent: here
+it waits in the lobby and gets one of the crew's threads for each request. `threading.stack_size` is
 main's business.
 """
 
@@ -15,17 +16,18 @@ import socket
 import sys
 import threading
 import time
-from _thread import start_new_thread
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from http.server import HTTPServer
-from socketserver import BaseServer, ThreadingMixIn
-from typing import Any
+from socketserver import BaseServer
+from typing import Any, Callable
 
 from libloader.web import sockets, tls
 from libloader.web.auth import ApiKeys
 from libloader.web.exchange import JSON, Exchange
 from libloader.web.handler import Handler
+from libloader.web.lobby import Lobby
 from libloader.web.log import escape
 from libloader.web.origins import Origins, bound_names
 from libloader.web.problems import HttpProblem, default_describe, reply_of, to_json
@@ -45,11 +47,8 @@ _POLL_S = 0.5
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
-class Listener(ThreadingMixIn, HTTPServer):
+class Listener(HTTPServer):
     """One listening socket. Its "requests", in socketserver's word, are wires."""
-
-    daemon_threads = True
-    block_on_close = False
 
     def __init__(self, listening: sockets.Listening, shared: Shared) -> None:
         # Not HTTPServer's own: it makes another socket, and its server_bind looks up names.
@@ -57,6 +56,7 @@ class Listener(ThreadingMixIn, HTTPServer):
         self.socket = listening.sock
         self.shared = shared
         self._listening = listening
+        self._lobby = Lobby(shared.settings, shared.watcher, self._serve, self._leave)
         self._spare_fd = _open_spare()
         self._thread = threading.Thread(target=self._listen, name="http-listener", daemon=True)
 
@@ -95,18 +95,14 @@ class Listener(ThreadingMixIn, HTTPServer):
         if not self.shared.admission.admit(wire):
             self._refuse(wire, "all connections are in use")
             return
-        try:
-            # Thread.start would wait until the new thread runs: that doubles the p99 of a burst of
-            # 1,000 connections. Nothing here needs the Thread object.
-            start_new_thread(self.process_request_thread, (request, client_address))
-        except RuntimeError:  # the system gives no more threads
-            self.shared.admission.leave(wire)
-            self._refuse(wire, "no thread can be started")
+        visitor = Handler(wire, client_address, self)
+        if self.shared.tls_context is None:
+            self._lobby.enter(visitor)
+        else:
+            self._start(visitor, partial(visitor.shake_hands, self.shared.tls_context))
 
-    def shutdown_request(self, request: Any) -> None:
-        wire: Wire = request
-        wire.close()
-        self.shared.admission.leave(wire)
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        raise AssertionError("connections wait in the lobby, not in a thread of their own")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection ended by an exception: trouble on the line is no news."""
@@ -116,6 +112,44 @@ class Listener(ThreadingMixIn, HTTPServer):
             log.debug("%s: %s", wire.peer, escape(repr(error)))
         else:
             log.error("unexpected error on a connection from %s", wire.peer, exc_info=error)
+
+    # From the lobby to a thread and back.
+
+    def _serve(self, visitor: Handler) -> None:
+        """A request has arrived (the watcher's thread)."""
+        head = visitor.arrival.head
+        is_urgent = head is not None and self.shared.is_public(head)
+        self._start(visitor, visitor.handle, is_urgent)
+
+    def _start(self, visitor: Handler, work: Callable[[], None], is_urgent: bool = False) -> None:
+        refuse = partial(self._turn_away, visitor, "every thread is busy")
+        try:
+            self.shared.crew.do(partial(self._work, visitor, work), refuse, is_urgent)
+        except RuntimeError:  # the system gives no more threads
+            self._turn_away(visitor, "no thread can be started")
+
+    def _work(self, visitor: Handler, work: Callable[[], None]) -> None:
+        """Serve on a thread of the crew; the wire then waits for more, or ends."""
+        wire = visitor.wire
+        try:
+            work()
+        except Exception:  # thread top: one connection's fault must not reach another
+            visitor.close_connection = True
+            self.handle_error(wire, visitor.client_address)
+        if visitor.close_connection:
+            self._leave(visitor)
+        else:
+            self._lobby.enter(visitor)
+
+    def _leave(self, visitor: Handler) -> None:
+        if visitor.arrival.head is not None:  # it hung up within a body
+            self.shared.count("client_gone")
+        visitor.wire.close()
+        self.shared.admission.leave(visitor.wire)
+
+    def _turn_away(self, visitor: Handler, reason: str) -> None:
+        self.shared.admission.leave(visitor.wire)
+        self._refuse(visitor.wire, reason)
 
     def _refuse(self, wire: Wire, reason: str) -> None:
         """Send a static 503 without waiting; the watcher sees to it that it arrives."""

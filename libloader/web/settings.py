@@ -22,11 +22,13 @@ class WebSettings:
     ahead_bytes: int = 64 * 1024
 
     # Connections.
-    n_connections: int = 512
+    n_connections: int = 4096  # each costs a socket; fewer if the system allows fewer files
+    n_threads: int = 512  # that work on requests; the other connections wait in the lobby
+    n_threads_reserved: int = 16  # more, for the public paths
     n_connections_per_ip: int = 0  # 0 = no cap
     n_requests_per_connection: int = 1000
     n_listen_backlog: int = 1024
-    shed_after_s: float = 0.25  # a client that still owes its request may be shed after this
+    shed_after_s: float = 0.25  # who owes a request may be shed after this, who waits refused
 
     # Deadlines. A body and an answer get `..._s` plus their length over `rate_bytes_per_s`.
     handshake_s: float = 10.0

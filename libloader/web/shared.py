@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from libloader.web.admission import Admission, BodyBudget
 from libloader.web.auth import ApiKeys
+from libloader.web.crew import Crew
 from libloader.web.origins import Origins
-from libloader.web.problems import Reply
+from libloader.web.problems import HttpProblem, Reply
+from libloader.web.request import Head
 from libloader.web.routes import Routes
 from libloader.web.settings import WebSettings
 from libloader.web.watch import Watcher
@@ -22,6 +24,14 @@ if TYPE_CHECKING:  # ssl may be missing; an exchange holds this; its functions a
 RouteFunction = Callable[["Exchange"], None]
 RouteTable = Mapping[tuple[str, str], RouteFunction]
 DescribeError = Callable[[BaseException], Reply]
+
+
+class Pass(NamedTuple):
+    """What a head that may pass leads to."""
+
+    function: RouteFunction
+    path_params: dict[str, str]
+    api_key: str  # the name of the key
 
 
 class Shared:
@@ -41,10 +51,33 @@ class Shared:
         self.keys = ApiKeys(settings.api_keys)  # replaced as a whole, see Server.set_api_keys
         self.watcher = Watcher(settings)
         self.admission = Admission(settings)
+        self.crew = Crew(settings.n_threads, settings.n_threads_reserved, settings.shed_after_s)
+        self.watcher.call_at_ticks(self._relieve_crew)
         self.budget = BodyBudget(settings.body_budget_bytes)
         self.draining = False
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def _relieve_crew(self, now: float) -> None:
+        if self.crew.is_short:
+            self.admission.shed_longest_holding()
+            self.crew.tick(now)
+
+    def check(self, head: Head) -> Pass | None:
+        """Say where a head leads, or refuse it unread: HttpProblem. None = OPTIONS."""
+        if head.method == "OPTIONS":
+            self.origins.check(head)
+            return None
+        function, path_params = self.routes.find(head.method, head.path)
+        self.origins.check(head)
+        is_public = self.is_public(head)
+        api_key = "" if is_public else self.keys.check(head.headers)
+        if any(coding != "identity" for coding in head.headers.tokens("content-encoding")):
+            raise HttpProblem(415, "compressed bodies are not read here; send the JSON as it is")
+        return Pass(function, path_params, api_key)
+
+    def is_public(self, head: Head) -> bool:
+        return head.path in self.settings.public_paths
 
     def count(self, name: str) -> None:
         with self._lock:

@@ -52,6 +52,11 @@ def shake_hands(sock: socket.socket, context: ssl.SSLContext, timeout_s: float) 
     return secure
 
 
+def pending(sock: socket.socket) -> int:
+    """Return how many bytes a TLS socket has ready that its file descriptor does not show."""
+    return sock.pending() if ssl is not None and isinstance(sock, ssl.SSLSocket) else 0
+
+
 def plain_socket(sock: socket.socket) -> socket.socket:
     """Say goodbye on a TLS socket, without waiting, and return the plain one beneath it."""
     if ssl is None or not isinstance(sock, ssl.SSLSocket):

@@ -1,7 +1,8 @@
 """The one thread that waits for many sockets, so that nobody else has to poll.
 
-It sees clients hang up while their answers are being made, sends what slow clients left unread,
-keeps silent event streams alive and swallows the last input of closing connections.
+It reads what connections in the lobby send, sees clients hang up while their answers are being
+made, sends what slow clients left unread, keeps silent event streams alive and swallows the last
+input of closing connections.
 
 Laws:
 - The selector belongs to the watcher's thread; others hand it work with `soon` and `sync`.
@@ -54,9 +55,12 @@ class Channel:
 class Watcher:
     def __init__(self, settings: WebSettings) -> None:
         self._settings = settings
-        self._tick_s = min(1.0, settings.linger_s / 4, settings.send_s / 4, settings.ping_s / 4)
+        waits_s = (settings.linger_s, settings.send_s, settings.ping_s, settings.head_s)
+        self._tick_s = min(1.0, *waits_s, settings.idle_s, settings.body_s) / 4
         self._selector = selectors.DefaultSelector()
         self._masks: dict[Channel, int] = {}  # what is registered
+        self._lingering: set[Channel] = set()
+        self._on_tick: list[Callable[[float], None]] = []
         self._todo: deque[Callable[[], None]] = deque()
         self._bell, self._bell_end = socket.socketpair()
         self._rung = False
@@ -94,6 +98,10 @@ class Watcher:
         if not self._thread.is_alive():
             self._close(channel)
 
+    def call_at_ticks(self, work: Callable[[float], None]) -> None:
+        """Have `work` called with the time, some times a second. Before `start`."""
+        self._on_tick.append(work)
+
     def n_watched(self) -> int:
         return len(self._masks)
 
@@ -115,15 +123,17 @@ class Watcher:
                 next_tick = now + self._tick_s
                 self._tick(now)
             if not self._todo:
-                self._wait(max(0.0, next_tick - now) if self._masks else None)
+                self._wait(max(0.0, next_tick - now))
         self._close_all()
 
     def _tick(self, now: float) -> None:
+        for work in self._on_tick:
+            _guarded(partial(work, now))
         for channel in list(self._masks):
             _guarded(partial(channel.tick, now))
             _guarded(partial(self._sync, channel))
 
-    def _wait(self, timeout_s: float | None) -> None:
+    def _wait(self, timeout_s: float) -> None:
         for key, events in self._selector.select(timeout_s):
             channel: Channel | None = key.data
             if channel is None:
@@ -155,8 +165,9 @@ class Watcher:
 
     def _retire(self, channel: Channel, lingers: bool) -> None:
         self._let_go(channel)
-        if lingers and len(self._masks) < _MAX_LINGERING and not self._stopping:
+        if lingers and len(self._lingering) < _MAX_LINGERING and not self._stopping:
             rest = Lingering(channel.sock, self._settings, self._close)
+            self._lingering.add(rest)
             self._sync(rest)
             rest.readable()  # often the end is there already
         else:
@@ -164,6 +175,7 @@ class Watcher:
 
     def _close(self, channel: Channel) -> None:
         self._let_go(channel)
+        self._lingering.discard(channel)
         channel.sock.close()
 
     def _close_all(self) -> None:

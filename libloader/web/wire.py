@@ -1,6 +1,7 @@
-"""One client's socket, shared between two threads under one rule.
+"""One client's socket, shared between threads under one rule.
 
     phase      who touches the socket                           how
+    parked     the watcher only                                 never waiting: it owes us a request
     blocking   the connection's own thread only                 with a deadline for every call
     watched    the watcher reads; any thread may `offer` bytes  never waiting, under the wire's lock
 
@@ -51,6 +52,29 @@ class Wire(Channel):
         self._on_gone: Callable[[], None] | None = None
         self._on_tick: Callable[[float], None] | None = None
         self.sent_at = 0.0
+
+    # Parked: the watcher's thread.
+
+    def park(self) -> None:
+        """Begin the parked phase; it ends when the watcher hands the wire to a thread."""
+        self._was_watched = True
+        with suppress(OSError):  # it may have been cut
+            self.sock.setblocking(False)
+
+    def poll(self, n_bytes: int) -> bool:
+        """Add what has arrived to the inbox, without waiting; False at the end of the input."""
+        try:
+            data = self.sock.recv(n_bytes)
+            while data and tls.pending(self.sock):  # decrypted already: no selector tells of it
+                self.inbox += data
+                data = self.sock.recv(n_bytes)
+        except tls.WOULD_BLOCK:
+            return True
+        except OSError:
+            data = b""
+        self.inbox += data
+        self._at_end = not data
+        return bool(data)
 
     # Blocking phase: the connection's own thread.
 
