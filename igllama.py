@@ -537,8 +537,15 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def bind_routes(app: App) -> dict[tuple[str, str], Callable[[Exchange], None]]:
+    """Give each handler its app. Who sends work to a full or closed engine is told at once."""
+
     def bound(handler: Handler) -> Callable[[Exchange], None]:
-        return lambda exchange: handler(app, exchange)
+        def run(exchange: Exchange) -> None:
+            if exchange.method == "POST":
+                app.engine.check_open()
+            handler(app, exchange)
+
+        return run
 
     return {route: bound(handler) for route, handler in ROUTES.items()}
 

@@ -184,6 +184,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--isolation", "process",
                "process: the engine in a child process; none: in a thread",
                choice("process", "none"), "HOW"),
+        Option("--memory-limit", 0, "MiB that the engine's process may take; 0 = no limit",
+               whole(0), "MIB"),
         Option("--log-level", "warning", "debug, info, warning or error",
                choice("debug", "info", "warning", "error"), "LEVEL"),
     ),

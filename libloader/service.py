@@ -75,7 +75,9 @@ def make_engine(flags: argparse.Namespace) -> Engine:
     if flags.isolation == "none":
         return InlineEngine(settings, build_engine_here)
     test_mode = os.environ.get("IGLLAMA_TEST_MODE") == "1"
-    return Supervisor(settings, SupervisorOptions(child_command(), test_mode=test_mode))
+    limit_bytes = flags.memory_limit << 20
+    wanted = SupervisorOptions(child_command(), memory_limit_bytes=limit_bytes, test_mode=test_mode)
+    return Supervisor(settings, wanted)
 
 
 def child_command() -> list[str]:
@@ -152,10 +154,11 @@ def run_until_signalled(
 def drain(
     engine: Engine, server: Server, signals: queue.SimpleQueue[int], timeout_s: float
 ) -> None:
+    """The engine is told first: from then on /health says so, also on open connections."""
     notify("STOPPING=1", os.environ)
-    server.stop_accepting()
     drained = threading.Thread(target=engine.drain, args=(timeout_s,), daemon=True)
     drained.start()
+    server.stop_accepting()
     while drained.is_alive():
         number = next_signal(signals, 0.05)
         if number is not None and not is_hangup(number):

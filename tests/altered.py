@@ -1,7 +1,6 @@
 """igllama with figures that no flag sets: a program for tests, told by the JSON in IGLLAMA_ALTERED.
 
     limits               fields of supervise.limits.Limits
-    memory_limit_bytes   of the engine child's address space
     n_cells              of the KV cache over all slots: fewer than the slots could use
     file_bytes           a file grows no larger: to the writer, a disk that is full
     offline              true: a connection to anywhere, or the look-up of a name, is exit code 99
@@ -40,7 +39,6 @@ def alter(figures: dict[str, Any]) -> None:
     service.SupervisorOptions = functools.partial(
         service.SupervisorOptions,
         limits=Limits(**figures.get("limits", {})),
-        memory_limit_bytes=figures.get("memory_limit_bytes", 0),
     )
     if "n_cells" in figures:
         context._wishes = fewer_cells(context._wishes, figures["n_cells"])

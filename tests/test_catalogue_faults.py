@@ -292,12 +292,21 @@ def test_an_engine_whose_model_file_is_gone_comes_back_with_it(home: Home, tmp_p
 
 def test_an_engine_out_of_memory_is_a_crash_like_any_other(home: Home):
     """F08: RLIMIT_AS above what the model needs."""
-    figures = {"memory_limit_bytes": 2 << 30}
-    with troubled(home, FIFTH_CHAIN.format("oom"), figures=figures) as broken:
+    with troubled(home, FIFTH_CHAIN.format("oom"), "--memory-limit", 2048) as broken:
         with broken.watched(repeats=False):
             status, answer = broken.ask(HELLO)
             assert (status, answer["error"]["code"]) == (500, "engine_crash")
+            assert "out of memory, limited by --memory-limit" in answer["error"]["message"]
+            assert broken.health()["last_exit"].endswith("limited by --memory-limit")
         assert broken.ask(HELLO)[0] == 200
+
+
+def test_a_model_beyond_the_memory_limit_is_one_clear_line_at_the_start():
+    """F08 F07: less than even the interpreter and the library take."""
+    done = start_alone(MODEL, "--memory-limit", 200, "-t", 1)
+    assert done.returncode == 1
+    assert "limited by --memory-limit" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_front_that_stands_still_loses_nothing(home: Home):

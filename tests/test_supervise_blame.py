@@ -86,6 +86,25 @@ def test_a_body_is_refused_for_ten_minutes_after_its_second_crash():
     assert poison.refused_s(ask("c"), 601.0) == 0.0
 
 
+def test_crashes_that_lie_far_apart_refuse_nothing():
+    poison = PoisonList(Limits())
+    poison.count(ask("a"), 0.0)
+    poison.count(ask("b"), 600.0)
+    assert poison.refused_s(ask("c"), 600.0) == 0.0
+    poison.count(ask("c"), 1199.0)
+    assert poison.refused_s(ask("d"), 1199.0) == 600.0
+
+
+def test_the_table_of_bodies_is_bounded():
+    poison = PoisonList(Limits(poison_bodies=8))
+    for number in range(1000):
+        for _ in range(5):
+            poison.count(ask("x", str(number % 500)), float(number))
+    assert len(poison._crashes) == 8
+    assert len(poison._refused_until) <= 8
+    assert all(len(times) <= 2 for times in poison._crashes.values())
+
+
 def test_only_the_latest_bodies_are_remembered():
     poison = PoisonList(Limits(poison_bodies=3))
     for body in ("one", "one", "two", "three", "four"):

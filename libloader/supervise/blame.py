@@ -39,6 +39,10 @@ class Exit(NamedTuple):
 
     name: str
     cause: str = "fault"
+    remark: str = ""  # what its log said of the reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.remark}" if self.remark else self.name
 
 
 class Verdict(NamedTuple):
@@ -100,20 +104,20 @@ def body_key(request: core.Request) -> str:
 
 
 class PoisonList:
-    """Bodies that crashed the engine, the latest few; after two crashes one is refused a while."""
+    """Bodies that crashed the engine, the latest few; after two within a while one is refused."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._crashes: OrderedDict[str, int] = OrderedDict()
+        self._crashes: OrderedDict[str, list[float]] = OrderedDict()  # when, not long ago
         # Replaced whole on each change: `refused_s` reads it from any thread without a lock.
         self._refused_until: dict[str, float] = {}
 
     def count(self, request: core.Request, now: float) -> None:
         """Note that `request` crashed the engine."""
         key = body_key(request)
-        crashes = self._crashes.pop(key, 0) + 1
-        self._crashes[key] = crashes
-        if crashes >= self._limits.poison_crashes:
+        recent = [at for at in self._crashes.pop(key, []) if now - at < self._limits.poison_s]
+        self._crashes[key] = [*recent, now][-self._limits.poison_crashes :]
+        if len(self._crashes[key]) >= self._limits.poison_crashes:
             until = {**self._refused_until, key: now + self._limits.poison_s}
             self._refused_until = {k: at for k, at in until.items() if at > now}
         while len(self._crashes) > self._limits.poison_bodies:

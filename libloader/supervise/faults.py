@@ -33,6 +33,8 @@ def _out_of_memory() -> None:
     with contextlib.suppress(MemoryError):
         while len(hoard) < _OOM_PIECES:
             hoard.append(bytearray(_OOM_PIECE_BYTES))
+    hoard.clear()
+    os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
     os.abort()
 
 

@@ -58,12 +58,17 @@ class InlineEngine:
         assert self._info is not None, "answered without info"
         return self._info
 
-    def submit(self, request: core.Request, deliver: Deliver) -> None:
-        """As Supervisor.submit."""
+    def check_open(self) -> None:
+        """As Supervisor.check_open."""
         if self._state == "draining":
             raise errors.ServerDraining("the server is shutting down")
         if self._loop is None or self._state != "ok":
             raise errors.EngineUnavailable(f"the engine is {self._state}", retry_after_s=5.0)
+
+    def submit(self, request: core.Request, deliver: Deliver) -> None:
+        """As Supervisor.submit."""
+        self.check_open()
+        assert self._loop is not None, "open without a loop"
         self._delivers[request.id] = deliver
         self._loop.post(Submit(request))
         if not self._thread.is_alive():

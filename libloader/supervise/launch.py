@@ -108,6 +108,8 @@ class Child:
         """Spawn it. OSError if the system cannot."""
         self.breadcrumb = Breadcrumb.create()
         self.last_words = ""
+        self._has_memory_limit = memory_limit_bytes > 0
+        self._lacked_memory = False  # the child said so
         child_read, self._write_fd = os.pipe()
         self._read_fd, child_write = os.pipe()
         ends, options = _inherit(child_read, child_write, self.breadcrumb)
@@ -158,7 +160,11 @@ class Child:
             self.kill()
             returncode = self._process.wait()
         self._log.join(0.2)  # so that the last words are there; a grandchild may hold the pipe
-        return describe_exit(returncode)
+        end = describe_exit(returncode)
+        if not self._lacked_memory:
+            return end
+        limited = ", limited by --memory-limit" if self._has_memory_limit else ""
+        return end._replace(remark="out of memory" + limited)
 
     def close(self) -> None:
         """Give everything back after `reap`, when no thread reads or writes any more."""
@@ -180,6 +186,7 @@ class Child:
                 level, text = read_log_line(line)
                 if not text:
                     continue
+                self._lacked_memory = self._lacked_memory or bool(_NO_MEMORY.search(text))
                 logger.log(level, "%s", text)
                 dumping = dumping or text.startswith(_DUMP_STARTS)
                 # Errors, and what native code prints itself as it aborts; warnings come any time.
@@ -189,6 +196,10 @@ class Child:
 
 # What faulthandler prints first; its stack is no message for a person.
 _DUMP_STARTS = ("Fatal Python error", "Windows fatal exception", "Traceback (most recent")
+# What C++, the C library, ggml and Python say when an allocation fails.
+_NO_MEMORY = re.compile(
+    r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate|out of memory", re.IGNORECASE
+)
 # As of sd-daemon(3): a line may start with its syslog priority.
 _PRIORITY = re.compile(rb"<([0-7])>")
 _LEVELS = (

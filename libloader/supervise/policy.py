@@ -206,6 +206,19 @@ class Policy:
 
     def refusal(self, now: float, request: core.Request) -> errors.IgllamaError | None:
         """Return why a new request is not taken, None if it is. Any thread, never blocks."""
+        closed = self.closed()
+        if closed is not None:
+            return closed
+        refused_s = self._poison.refused_s(request, now)
+        if refused_s:
+            return errors.RequestPoisoned(
+                "this request crashed the engine twice and is refused for a while",
+                retry_after_s=refused_s,
+            )
+        return None
+
+    def closed(self) -> errors.IgllamaError | None:
+        """Return why no request at all is taken now, None if some are. Any thread."""
         if self._stopping or self._drain_until is not None:
             return errors.ServerDraining("the server is shutting down")
         state = self.state()
@@ -213,12 +226,6 @@ class Policy:
             return self._unavailable()
         if len(self._ledger) >= self._n_requests_max:
             return errors.QueueFull("too many requests are waiting", retry_after_s=2.0)
-        refused_s = self._poison.refused_s(request, now)
-        if refused_s:
-            return errors.RequestPoisoned(
-                "this request crashed the engine twice and is refused for a while",
-                retry_after_s=refused_s,
-            )
         return None
 
     def state(self) -> str:
@@ -314,7 +321,7 @@ class Policy:
             self._finish()
             return
         end = self._killed_as or ended.end
-        self._last_exit = end.name
+        self._last_exit = str(end)
         if self._info is None:
             self._start_failed(end, ended.last_words)
         else:
@@ -323,8 +330,10 @@ class Policy:
     def _start_failed(self, end: Exit, last_words: str) -> None:
         said = f": {last_words}" if last_words else ""
         error = self._refusal or errors.StartError(
-            f"the engine ended while it loaded the model ({end.name}){said}"
+            f"the engine ended while it loaded the model ({end}){said}"
         )
+        if self._refusal and end.remark:
+            error = type(error)(f"{error.message} ({end.remark})")
         self._detail = error.message
         self._actions.append(Announce(error))
         self._fail_all(lambda name: errors.EngineUnavailable(error.message))
@@ -466,4 +475,4 @@ class Policy:
 
 def _sentence(end: Exit, crumb: Crumb) -> str:
     where = f" in {crumb.phase}" if crumb.phase and end.cause != "hung" else ""
-    return f"the last engine ended: {end.name}{where}"
+    return f"the last engine ended: {end}{where}"

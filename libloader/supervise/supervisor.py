@@ -87,6 +87,12 @@ class Supervisor:
             with contextlib.suppress(queue.Empty):
                 return self._answer.get(timeout=0.5)  # on Windows only a timeout lets Ctrl-C in
 
+    def check_open(self) -> None:
+        """Raise what `submit` would raise whatever the request is: before work is spent on it."""
+        closed = self._policy.closed()
+        if closed is not None:
+            raise closed
+
     def submit(self, request: core.Request, deliver: Deliver) -> None:
         """Give a request to the engine; `deliver` gets its events, the last one exactly once.
 
