@@ -164,6 +164,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer_error(self, error: BaseException) -> None:
         exchange = self._exchange
         reply = self._describe(error, exchange.request_id if exchange else "")
+        self.shared.count_refusal(reply)
         if exchange is None:
             self._refuse(reply)
         elif exchange.abort_stream() or exchange.status or exchange.gone:
@@ -196,6 +197,7 @@ class Handler(BaseHTTPRequestHandler):
             *reply.headers,
         )
         self.shared.count(f"status_{reply.status}")
+        self.shared.count_answer("", reply.status)
         with suppress(ClientGone):
             self.wire.send_all(encode_head(reply.status, 1, fields) + body)
 
@@ -205,6 +207,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if exchange.status:
             self.shared.count(f"status_{exchange.status}")
+            self.shared.count_answer(exchange.path, exchange.status)
         if log.isEnabledFor(logging.INFO):
             ms = (monotonic() - self._started) * 1000
             what = f"{exchange.method} {escape(exchange.path)} {exchange.status}"

@@ -43,6 +43,13 @@ class Routes(Generic[F]):
             raise HttpProblem(405, message, headers=(("Allow", allow),))
         return function, parameters
 
+    def template(self, path: str) -> str:
+        """Return the pattern that serves `path`, "" if there is none."""
+        try:
+            return self._match(path)[0]
+        except HttpProblem:
+            return ""
+
     def _match(self, path: str) -> tuple[str, dict[str, str]]:
         if path in self._methods and not _PARAMETER.search(path):
             return path, {}

@@ -222,6 +222,14 @@ class Server:
         """Replace the keys; requests that were let in go on."""
         self._shared.keys = ApiKeys(keys)
 
+    def answers(self) -> dict[tuple[str, int], int]:
+        """Return how many answers went out, by the route's pattern ("" = none) and status."""
+        return self._shared.answers()
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many requests ended in an error, by its code."""
+        return self._shared.refusals()
+
     def figures(self) -> dict[str, int]:
         """Return counters (connections, status_NNN, client_gone, ...) and gauges (`n_...`)."""
         shared = self._shared

@@ -56,6 +56,8 @@ class Shared:
         self.budget = BodyBudget(settings.body_budget_bytes)
         self.draining = False
         self._counts: dict[str, int] = {}
+        self._answers: dict[tuple[str, int], int] = {}  # by route and status
+        self._refusals: dict[str, int] = {}  # by the code of the error, "" for none
         self._lock = threading.Lock()
 
     def _relieve_crew(self, now: float) -> None:
@@ -82,6 +84,26 @@ class Shared:
     def count(self, name: str) -> None:
         with self._lock:
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def count_answer(self, path: str, status: int) -> None:
+        key = (self.routes.template(path), status)
+        with self._lock:
+            self._answers[key] = self._answers.get(key, 0) + 1
+
+    def count_refusal(self, reply: Reply) -> None:
+        """Count an error by its code, or by its type: a bounded set, never a client's words."""
+        error = reply.body.get("error", {}) if isinstance(reply.body, dict) else {}
+        code = str(error.get("code") or error.get("type") or "error")
+        with self._lock:
+            self._refusals[code] = self._refusals.get(code, 0) + 1
+
+    def answers(self) -> dict[tuple[str, int], int]:
+        with self._lock:
+            return dict(self._answers)
+
+    def refusals(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._refusals)
 
     def counts(self) -> dict[str, int]:
         with self._lock:
