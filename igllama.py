@@ -55,6 +55,7 @@ from libloader.protocol import (
     dry_run,
     embeddings,
     fields,
+    metrics,
     models,
     rerank,
     sampling,
@@ -125,6 +126,7 @@ class App:
         self.created = int(time.time())
         self.random = random.SystemRandom()
         self.defaults = defaults
+        self.server: Server | None = None  # set once; for its figures
         self._templates: dict[str, chat_template.ChatTemplate] = {}
         self._template_lock = threading.Lock()
 
@@ -443,6 +445,16 @@ def get_health(app: App, exchange: Exchange) -> None:
     exchange.reply_json(body, status=200 if ok else 503, headers=headers)
 
 
+def get_metrics(app: App, exchange: Exchange) -> None:
+    """Answered whatever the engine does, for that is when somebody looks."""
+    server = app.server
+    assert server is not None, "a request without a server"
+    counts = metrics.WebCounts(server.answers(), server.refusals(), server.figures())
+    exchange.reply_text(
+        metrics.page(app.engine.status(), counts), content_type=metrics.CONTENT_TYPE
+    )
+
+
 def list_models(app: App, exchange: Exchange) -> None:
     exchange.reply_json(models.model_list(app.name, app.created, app.engine.status().info))
 
@@ -495,6 +507,7 @@ RERANK_PATHS = ("/v1/rerank", "/v1/reranking", "/rerank", "/reranking")
 ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/"): get_help,
     ("GET", "/health"): get_health,
+    ("GET", "/metrics"): get_metrics,
     ("GET", "/v1/models"): list_models,
     ("GET", "/v1/models/{id}"): get_model,
     ("GET", "/lora-adapters"): list_adapters,
@@ -522,6 +535,7 @@ def serve(arguments: Sequence[str]) -> int:
     threading.stack_size(HTTP_STACK_BYTES)
     listening = sockets.inherited_sockets(os.environ) or service.addresses(flags)
     server = Server(listening, bind_routes(app), service.web_settings(flags), describe_error)
+    app.server = server
     try:
         server.start()
         if service.start_engine(app.engine, signals):

@@ -21,6 +21,7 @@ from libloader.supervise import launch
 from libloader.supervise.inline import InlineEngine
 from libloader.supervise.supervisor import Options as SupervisorOptions
 from libloader.supervise.supervisor import Supervisor
+from libloader.web import sockets
 from libloader.web.notify import notify
 from libloader.web.server import Server
 from libloader.web.settings import WebSettings
@@ -53,6 +54,7 @@ def web_settings(flags: argparse.Namespace) -> WebSettings:
         allowed_hosts=tuple(flags.allowed_host),
         ssl_cert_file=flags.ssl_cert_file,
         ssl_key_file=flags.ssl_key_file,
+        n_connections=sockets.allow_connections(WebSettings.n_connections),
     )
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -126,7 +128,7 @@ def test_the_hook_of_the_case_above_does_bite():
 
 
 def test_health_counts_restarts_and_says_how_the_engine_ended(home: Home):
-    """H11, as far as it exists: there is no /metrics; the same figures are in /health."""
+    """H11: what /metrics counts is in /health for a person."""
     with troubled(home) as broken:
         for number, (name, kill) in enumerate((("SIGKILL", 9), ("SIGSEGV", 11), ("SIGABRT", 6)), 1):
             os.kill(broken.engine_pid(), kill)
@@ -136,3 +138,36 @@ def test_health_counts_restarts_and_says_how_the_engine_ended(home: Home):
         body = broken.health()
         assert set(body) == {"status", "model", "running", "waiting", "restarts", "last_exit"}
         assert str(POCKET) not in json.dumps(body)
+
+
+def test_every_refusal_is_counted_by_its_reason_and_every_answer_by_its_route(home: Home):
+    """H11: also what was refused before it was a request."""
+    before = metrics_of(home)
+    home.served.request("POST", CHAT, b"{")
+    home.ask(HELLO, temperature=-1)
+    home.served.request("GET", "/nothing/here")
+    with socket.create_connection(("127.0.0.1", home.port)) as plug:
+        plug.sendall(b"GET / HTTP/9.9\r\n\r\n")
+        plug.recv(4096)
+    wait_for(lambda: metrics_of(home)['igllama_http_requests_total{route="none",status="505"}'])
+    grown = {name: n - before.get(name, 0) for name, n in metrics_of(home).items()}
+    assert grown['igllama_http_rejected_total{reason="invalid_json"}'] == 1
+    assert grown['igllama_http_rejected_total{reason="invalid_value"}'] == 1
+    assert grown[f'igllama_http_requests_total{{route="{CHAT}",status="400"}}'] == 2
+    assert grown['igllama_http_requests_total{route="none",status="404"}'] == 1
+
+
+def test_metrics_are_told_while_the_engine_is_down_and_name_its_end(home: Home):
+    """H11"""
+    with troubled(home) as broken:
+        os.kill(broken.engine_pid(), signal.SIGKILL)
+        wait_for(lambda: metrics_of(broken)['igllama_engine_restarts_total{reason="outside"}'] == 1)
+        wait_for(lambda: broken.health()["status"] == "ok")
+        assert metrics_of(broken)['igllama_engine_state{state="ok"}'] == 1
+
+
+def metrics_of(home: Home) -> Counter[str]:
+    status, headers, raw = home.served.request("GET", "/metrics")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    lines = [line for line in raw.decode().splitlines() if not line.startswith("#")]
+    return Counter({line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines})

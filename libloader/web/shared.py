@@ -92,8 +92,9 @@ class Shared:
 
     def count_refusal(self, reply: Reply) -> None:
         """Count an error by its code, or by its type: a bounded set, never a client's words."""
-        error = reply.body.get("error", {}) if isinstance(reply.body, dict) else {}
-        code = str(error.get("code") or error.get("type") or "error")
+        error = reply.body.get("error")
+        known = error if isinstance(error, dict) else {}
+        code = str(known.get("code") or known.get("type") or "error")
         with self._lock:
             self._refusals[code] = self._refusals.get(code, 0) + 1
 

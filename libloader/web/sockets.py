@@ -15,9 +15,15 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Union
 
+try:
+    import resource
+except ImportError:  # Windows, whose sockets are no files
+    resource = None  # type: ignore[assignment]
+
 from libloader.errors import StartError, UsageError
 from libloader.web.settings import WebSettings
 
+_OTHER_FILES = 64  # pipes, listeners, logs, the selector
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 _LOCAL = {"localhost": "127.0.0.1", "": "0.0.0.0", "*": "0.0.0.0"}
 
@@ -44,6 +50,20 @@ def parse_address(text: str) -> Address:
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"{text}: an address is HOST:PORT, [IPV6]:PORT or unix:/path.sock")
     return Address(_LOCAL.get(host, host), int(port))
+
+
+def allow_connections(wanted: int) -> int:
+    """Raise this process's limit of open files for `wanted` connections; return how many fit."""
+    if resource is None:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):  # macOS has a limit of its own below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - _OTHER_FILES))
 
 
 class Listening(NamedTuple):
