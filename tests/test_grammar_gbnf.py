@@ -136,12 +136,14 @@ def test_what_is_not_gbnf_is_refused_with_its_line(text, match):
 
 
 def test_nesting_of_64_is_served_and_65_is_not():
+    """E01"""
     gbnf.check("root ::= " + "(" * 64 + "[a]" + ")" * 64)
     refused("root ::= " + "(" * 65 + "[a]" + ")" * 65, "nested over 64")
 
 
 @pytest.mark.parametrize("n_parentheses", [1_000, 30_000, 60_000])
 def test_thousands_of_open_groups_are_refused(n_parentheses):
+    """E01: long before libllama recurses"""
     refused("root ::= " + "(" * n_parentheses, "nested over 64")
 
 
@@ -155,11 +157,13 @@ def chain(n_rules):
 
 
 def test_a_chain_of_250_rules_is_served_and_257_is_not():
+    """E02"""
     gbnf.check(chain(250))
     refused(chain(257), "chain of over 256 rules")
 
 
 def test_over_two_thousand_rules_are_refused():
+    """E02: a hundred thousand, too"""
     text = 'root ::= "a"\n' + "".join(f"r{i} ::= [b]\n" for i in range(2_000))
     refused(text, "over 2000 rules")
     refused(chain(100_000), "bytes")
@@ -167,6 +171,7 @@ def test_over_two_thousand_rules_are_refused():
 
 @pytest.mark.parametrize("n_levels", [16, 32, 64, 200])
 def test_two_to_the_n_beginnings_are_refused(n_levels):
+    """E03: counted, not walked"""
     rules = [f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(n_levels)]
     refused("\n".join(["root ::= r0", *rules, f"r{n_levels} ::= [a]"]), "over 100000 ways")
 
@@ -206,8 +211,9 @@ def test_nested_repetitions_cost_their_sum_not_their_product():
     gbnf.check("root ::= (([a]{2000}){2000}){2000}")
 
 
-def test_twelve_starred_loops_are_served_and_matched():
-    text = "root ::= " + " ".join(["[a-z]*"] * 12)
+def test_eight_starred_loops_are_served_and_matched():
+    """E04"""
+    text = "root ::= " + " ".join(["[a-z]*"] * 8)
     assert gbnf.matches(text, "abcdefghij" * 20)
     assert not gbnf.matches(text, "abc1")
 

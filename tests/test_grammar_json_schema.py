@@ -46,6 +46,7 @@ def nested(depth):
 
 
 def test_a_schema_of_64_levels_is_served():
+    """E05"""
     document = '{"a":' * 64 + "1" + "}" * 64
     assert accepts(nested(64), document)
     assert validate.text_problems(nested(64), document) == []
@@ -53,6 +54,7 @@ def test_a_schema_of_64_levels_is_served():
 
 @pytest.mark.parametrize("depth", [65, 200, 2_000, 20_000, 100_000])
 def test_a_deeper_schema_is_refused(depth):
+    """E05"""
     refused(nested(depth), "nested over")
 
 
@@ -74,6 +76,7 @@ def test_depth_is_bounded_under_every_keyword(keyword):
     ],
 )
 def test_a_reference_to_itself_says_nothing_and_ends(schema):
+    """E05: cycles"""
     assert accepts(schema, "{}") and validate.problems(schema, {}) in ([], [
         validate.Problem("", "", "nested too deep to be checked")])  # fmt: skip
 
@@ -89,10 +92,12 @@ def test_a_value_that_would_have_to_contain_itself_is_refused():
      "#/nowhere", "#nowhere", "//host/x", "http://169.254.169.254/latest"],
 )  # fmt: skip
 def test_a_reference_that_leads_out_is_refused_and_never_fetched(reference):
+    """E05: no network, ever"""
     refused({"items": {"$ref": reference}}, "schema at #/items: .* nothing is fetched")
 
 
 def test_ten_thousand_options_are_answered_quickly():
+    """E05: anyOf and enum"""
     refused({"anyOf": [{"const": i} for i in range(10_001)]}, "over 10000 schemas")
     refused({"anyOf": [{"type": "integer", "minimum": i} for i in range(9_000)]}, "rules")
     refused({"enum": [f"a rather long word {i}" for i in range(10_000)]}, "bytes")
@@ -129,12 +134,14 @@ def test_a_chain_of_references_is_bounded():
     ],
 )
 def test_a_pattern_that_cannot_be_used_is_refused(pattern, match):
+    """E06"""
     refused({"type": "string", "pattern": pattern}, match)
     refused({"type": "object", "patternProperties": {pattern: {}}}, match)
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "^([a-z]+)*$", "^(a*)*$"])
 def test_a_pattern_that_explodes_elsewhere_is_linear_here(pattern):
+    """E06: no backtracking, here or in libllama"""
     schema = {"type": "string", "pattern": pattern}
     document = "a" * 5_000
     assert validate.problems(schema, document) == []
@@ -144,6 +151,7 @@ def test_a_pattern_that_explodes_elsewhere_is_linear_here(pattern):
 
 
 def test_lengths_beyond_reach_are_refused_or_checked_afterwards():
+    """E06: minLength 1e9"""
     refused({"type": "string", "minLength": 10**9}, "minLength is over 100000")
     refused({"type": "array", "minItems": 10**9}, "minItems is over")
     refused({"type": "object", "minProperties": 10**9}, "minProperties is over")

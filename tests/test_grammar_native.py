@@ -12,6 +12,7 @@ import os
 import random
 from pathlib import Path
 
+import grammar_builds
 import pytest
 import schema_cases
 
@@ -27,6 +28,7 @@ from libloader.core import (
 from libloader.engine.build import build_engine
 from libloader.errors import GrammarInvalid
 from libloader.grammar import gbnf, json_schema, validate
+from libloader.llama.model import Model
 
 pytestmark = pytest.mark.native
 
@@ -61,14 +63,14 @@ def tally():
     print(f"\n{len(CASES)} schemas x {N_SEEDS} seeds, {MAX_TOKENS} tokens: {dict(reasons)}")
 
 
-def generate(engine, grammar, seeds, max_tokens=MAX_TOKENS, **sampling):
+def generate(engine, grammar, seeds, max_tokens=MAX_TOKENS, stop=(), **sampling):
     """Return (text, reason) per seed."""
     fields = {"temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **sampling}
     for seed in seeds:
         engine.submit(
             Request(
                 f"seed {seed}", "generate", (Prompt(((QUESTION, True),)),),
-                sampling=Sampling(seed=seed, grammar=grammar, **fields), max_tokens=max_tokens,
+                sampling=Sampling(seed=seed, grammar=grammar, **fields), max_tokens=max_tokens, stop=stop,
             )
         )  # fmt: skip
     texts, reasons = {f"seed {seed}": "" for seed in seeds}, {}
@@ -118,6 +120,7 @@ def test_choices_are_answered_with_one_of_them(engine):
 
 
 def test_a_token_limit_in_the_middle_of_an_object_says_length(engine):
+    """E08: what is there is the beginning of something valid"""
     grammar = json_schema.to_grammar({"type": "array", "items": {"const": "abc"}, "minItems": 50})
     ((text, reason),) = generate(engine, grammar.text, [0], max_tokens=7)
     assert reason == "length" and text.startswith("[")
@@ -126,9 +129,39 @@ def test_a_token_limit_in_the_middle_of_an_object_says_length(engine):
 
 @pytest.mark.parametrize("sampling", [{"top_k": 1}, {"temperature": 0.0}, {"top_p": 0.01}])
 def test_a_grammar_holds_whatever_the_other_samplers_leave(engine, sampling):
+    """E07: top_k 1 and its like leave only tokens that the grammar forbids"""
     grammar = gbnf.choices_grammar(["\u9f98\u9f98", "qqqqzzzz"])
     ((text, _),) = generate(engine, grammar, [1], **sampling)
     assert text in ("\u9f98\u9f98", "qqqqzzzz")
+
+
+def test_a_grammar_of_text_that_no_token_says_whole_is_written_byte_by_byte(engine):
+    """E07: no token of the vocabulary is one of these characters."""
+    text = "\u9f98\U0001f9ff\u0b83"
+    assert generate(engine, gbnf.choices_grammar([text]), [1, 2]) == [(text, "stop")] * 2
+
+
+def test_a_stop_string_in_the_middle_of_an_object_ends_it_there(engine):
+    """E08"""
+    grammar = json_schema.to_grammar({"type": "array", "items": {"const": "abc"}, "minItems": 50})
+    ((text, reason),) = generate(engine, grammar.text, [0], max_tokens=90, stop=("bc",))
+    assert reason == "stop" and text.endswith('"a') and "bc" not in text
+    assert gbnf.matcher(grammar.text).feed(text) == len(text)
+
+
+def test_an_end_that_the_model_prefers_waits_for_the_grammar(engine):
+    """E08: even a bias towards the end of the text ends nothing before it is whole."""
+    biases = tuple((token, 100.0) for token in range(1010, 1018))  # the control tokens
+    grammar = gbnf.choices_grammar(["not before this is whole"])
+    ((text, reason),) = generate(engine, grammar, [0], logit_bias=biases)
+    assert (text, reason) == ("not before this is whole", "stop")
+
+
+@pytest.mark.parametrize("grammar", ["root ::= (", "root ::= missing", "", 'top ::= "a"', "\0"])
+def test_a_grammar_that_libllama_cannot_read_never_leaves_the_answer_free(grammar):
+    """E09: the oldest builds would log the error and constrain nothing; they never see the text."""
+    with pytest.raises(GrammarInvalid):
+        gbnf.check(grammar)
 
 
 def test_libllama_reads_every_grammar_that_the_checker_lets_pass(engine):
@@ -140,12 +173,20 @@ def test_libllama_reads_every_grammar_that_the_checker_lets_pass(engine):
         "\n".join(["root ::= r0"] + [f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(14)]
                   + ["r14 ::= [a]"]),
         'root ::= "a"{2000}',
-        "root ::= " + " ".join(["[a-z]*"] * 12) + ' "."',
+        "root ::= " + " ".join(["[a-z]*"] * 8) + ' "."',
         'root ::= ("a"?){0,10} "b"',
     ):  # fmt: skip
         gbnf.check(text)
         ((written, _),) = generate(engine, text, [0], max_tokens=4)
         assert gbnf.matcher(text).feed(written) == len(written)
+
+
+def test_the_build_reads_our_grammars_as_we_do(native_library):
+    """A few; tests/grammar_builds.py tries all of them with any build."""
+    with Model.load(native_library, str(POCKET), EngineSettings()) as model:
+        pieces = grammar_builds.pieces_of(model.vocab)
+        for name, text in grammar_builds.grammars(step=16).items():
+            assert (name, grammar_builds.disagreements(model, pieces, text, 1)) == (name, "")
 
 
 PIECES = ['"a"', '"ab"', "[a-z]", "[^a]", ".", "( ", " )", "*", "+", "?", "{2,3}", "{0,40}", " | ",
@@ -161,6 +202,7 @@ def random_grammar(rng):
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("IGLLAMA_FUZZ_ROUNDS", "4"))))
 def test_libllama_survives_every_random_grammar_that_the_checker_lets_pass(engine, seed):
+    """E10: 25 grammars a round; IGLLAMA_FUZZ_ROUNDS=200 are five thousand"""
     rng, n_served = random.Random(seed), 0
     while n_served < 25:
         text = random_grammar(rng)

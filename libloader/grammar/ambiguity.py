@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from libloader.grammar.expr import Chars
 from libloader.grammar.flat import Matcher
 
-N_SHORT = 7  # characters that very many tokens begin with before they differ
-MAX_SHORT_WAYS = 100_000
+N_SHORT = 7  # characters that many tokens have before one that may not fit, as in "getName"
+MAX_SHORT_WAYS = 10_000
 N_WORD, N_RUN = 20, 64  # characters of the longest words, and of spaces, dashes and other signs
 MAX_STEPS = 300_000  # to find out about one token
 MAX_HELD = 2_000  # frames of the stacks that a text leaves, more than before: each is copied
