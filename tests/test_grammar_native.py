@@ -70,7 +70,8 @@ def generate(engine, grammar, seeds, max_tokens=MAX_TOKENS, stop=(), **sampling)
         engine.submit(
             Request(
                 f"seed {seed}", "generate", (Prompt(((QUESTION, True),)),),
-                sampling=Sampling(seed=seed, grammar=grammar, **fields), max_tokens=max_tokens, stop=stop,
+                sampling=Sampling(seed=seed, grammar=grammar, **fields), max_tokens=max_tokens,
+                stop=stop,
             )
         )  # fmt: skip
     texts, reasons = {f"seed {seed}": "" for seed in seeds}, {}
