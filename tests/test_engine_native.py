@@ -205,6 +205,19 @@ def test_guessing_changes_no_greedy_token(open_engine):
     assert sum(run.end(text).timings.get("draft_n_accepted", 0) for text in TEXTS) > 0
 
 
+def test_a_seed_gives_the_same_tokens_whoever_is_sampled_beside_it(open_engine):
+    drawn = Sampling(temperature=1.0, seed=7)
+    answers = []
+    for others in ((), TEXTS[1:3]):
+        run = open_engine()
+        for text in others:
+            run.submit(text, text, max_tokens=40, sampling=Sampling(temperature=1.5, seed=9))
+        run.submit("it", TEXTS[0], max_tokens=40, sampling=drawn)
+        run.finish()
+        answers.append(run.tokens("it"))
+    assert answers[0] == answers[1]
+
+
 def test_the_same_seed_gives_the_same_tokens(open_engine):
     run = open_engine()
     for name in "ab":

@@ -5,7 +5,13 @@ Lives here: when threads pay and how rows are dealt out. Not here: how a token i
 
 Sampling scans the vocabulary: 0.05 ms a row at 32k entries, 0.3 ms at 152k, and it runs in C
 without the GIL. Handing rows to threads costs some 0.1 ms a step. So threads are used where the
-scan is long enough; the tokens are the same either way, for each chain has its own state.
+scan is long enough; the tokens are the same either way, for each chain has its own state. A greedy
+chain is one sampler long, one pass over the logits: 0.17 ms of a step of 27 at 152k entries.
+
+Newer builds can sample inside the compute graph (llama_set_sampler). On a CPU that was no faster:
+69.1 ms a token against 67.9 greedy, 48.5 against 46.1 with top-k 40 (152k entries, one thread, a
+busy machine), for there is so little to win. And it drew other tokens from the same seed, takes one
+row of a sequence at a time, so no guesses, and knows no grammar. So it is left out.
 """
 
 from __future__ import annotations
