@@ -97,6 +97,10 @@ class RawLoop:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, do: str, **fields: Any) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -158,6 +162,23 @@ def memory_of(pid: int, model: str) -> arithmetic.Memory:
             pss += n_bytes
             model_pages += n_bytes if is_model else 0
     return arithmetic.Memory(pss, model_pages)
+
+
+class CpuClock:
+    """CPU time of processes since it was made; 0.0 where /proc does not tell."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+        self._began_s = self._read_s()
+
+    def elapsed_s(self) -> float:
+        return self._read_s() - self._began_s
+
+    def _read_s(self) -> float:
+        files = [
+            path for pid in self._pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")
+        ]
+        return sum(int(path.read_text().split()[0]) for path in files) / 1e9
 
 
 def wait_until(what: Any, patience_s: float = START_S) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from benching import arithmetic, client, prose
+from benching import arithmetic, client, processes, prose
 from benching.arithmetic import middle
 from benching.client import Call, Load, Target
 from benching.common import Figures, RowMaker, Run, Sides, warm_up
@@ -50,53 +50,77 @@ def streams_rows(
     run: Run, sides: Sides, name: str, n_streams: int, goal: Goal | None, fields: Mapping[str, Any]
 ) -> Iterator[Row]:
     n_tokens = run.tokens(N_TOKENS)
-    figures = [Figures(len(sides.servers)) for _ in "sp"]
+    streamed, plain = Figures(len(sides.servers)), Figures(len(sides.servers))
     rates: list[tuple[float, float]] = []
+    cpu: list[float] = []
     for target in sides.servers:
         warm_up(target, n_streams, **fields)
-    raw_rates(sides, n_streams, 16, 8, fields)
+    raw_decode(sides, n_streams, 16, 8, fields)
     for number in run.rounds():
         for server, target in enumerate(sides.servers):
-            n_prompt, streamed, plain = served_rates(target, n_streams, n_tokens, number, fields)
-            raw_decode, raw_whole = raw_rates(sides, n_streams, n_prompt, n_tokens, fields)
-            figures[0].add(server, streamed / raw_decode)
-            figures[1].add(server, plain / raw_whole)
-            rates += [(streamed, raw_decode)] if server == 0 else []
-    ours, raw = (middle(column) for column in zip(*rates))
-    words = f"tok/s streamed / raw loop: {ours:.0f} of {raw:.0f}"
-    yield row(name, figures[0].ours, words, goal, figures[0].against)
+            texts = [prose.words(PROMPT_WORDS, (number, i)) for i in range(n_streams)]
+            served = served_streams(target, texts, n_tokens, fields)
+            raw = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
+            streamed.add(server, served.rate / raw.rate)
+            texts = [prose.words(PROMPT_WORDS, ("plain", number, i)) for i in range(n_streams)]
+            plain_rate = served_plain(target, texts, n_tokens, fields)
+            raw_again = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
+            plain.add(server, plain_rate / raw_again.whole_rate)
+            if server == 0:
+                rates.append((served.rate, raw.rate))
+                cpu.append(raw.cpu_s / served.cpu_s if served.cpu_s else float("nan"))
+    ours, alone = (middle(column) for column in zip(*rates))
+    words = f"tok/s streamed / raw loop: {ours:.0f} of {alone:.0f}"
+    words += f"; CPU of the raw loop / of the engine child {middle(cpu):.3f}"
+    yield row(name, streamed.ours, words, goal, streamed.against)
     words = "whole plain answers / raw prefill + decode"
-    yield row(f"{name} plain", figures[1].ours, words, goal, figures[1].against)
+    yield row(f"{name} plain", plain.ours, words, goal, plain.against)
 
 
-def served_rates(
-    target: Target, n_streams: int, n_tokens: int, number: int, fields: Mapping[str, Any]
-) -> tuple[int, float, float]:
-    """Return (prompt tokens of one, tok/s while streams come, tok/s of whole plain answers)."""
-    kinds = []
-    for stream in (True, False):
-        texts = [prose.words(PROMPT_WORDS, (number, stream, i)) for i in range(n_streams)]
-        calls = [client.chat(target, text, n_tokens, stream=stream, **fields) for text in texts]
-        elapsed = client.run_calls(calls)
-        kinds.append((calls, elapsed))
-    (streamed, _), (plain, plain_s) = kinds
-    arrivals = [call.text_times() for call in streamed]
-    counts = [call.counts() for call in streamed]
-    rate = arithmetic.rate_while_it_comes(arrivals, [each["completion_tokens"] for each in counts])
-    n_plain = sum(call.counts()["completion_tokens"] for call in plain)
-    return counts[0]["prompt_tokens"], rate, n_plain / plain_s
+class Served(NamedTuple):
+    n_prompt: int  # tokens of one prompt
+    rate: float  # tok/s while streams come
+    cpu_s: float  # of all processes behind the front
 
 
-def raw_rates(
+class Raw(NamedTuple):
+    rate: float  # tok/s of decoding alone
+    whole_rate: float  # with its prefill
+    cpu_s: float
+
+
+def served_streams(
+    target: Target, texts: Sequence[str], n_tokens: int, fields: Mapping[str, Any]
+) -> Served:
+    clock = processes.CpuClock(processes.family(target.pid)[1:] if target.pid else [])
+    calls = [client.chat(target, text, n_tokens, **fields) for text in texts]
+    client.run_calls(calls)
+    cpu_s = clock.elapsed_s()
+    counts = [call.counts() for call in calls]
+    n_each = [each["completion_tokens"] for each in counts]
+    rate = arithmetic.rate_while_it_comes([call.text_times() for call in calls], n_each)
+    return Served(counts[0]["prompt_tokens"], rate, cpu_s)
+
+
+def served_plain(
+    target: Target, texts: Sequence[str], n_tokens: int, fields: Mapping[str, Any]
+) -> float:
+    calls = [client.chat(target, text, n_tokens, stream=False, **fields) for text in texts]
+    elapsed_s = client.run_calls(calls)
+    return sum(call.counts()["completion_tokens"] for call in calls) / elapsed_s
+
+
+def raw_decode(
     sides: Sides, n_streams: int, n_prompt: int, n_tokens: int, fields: Mapping[str, Any]
-) -> tuple[float, float]:
-    """Return (tok/s of the raw decode loop, tok/s with its prefill)."""
+) -> Raw:
+    clock = processes.CpuClock([sides.raw.pid])
     body = client.chat_body("x", n_tokens, **fields)
     times = sides.raw.ask(
         "decode", n_streams=n_streams, n_prompt=n_prompt, n_tokens=n_tokens, body=body
     )
     decode_s, whole_s = times["decode_s"], times["prefill_s"] + times["decode_s"]
-    return n_streams * (n_tokens - 1) / decode_s, n_streams * n_tokens / whole_s
+    rates = n_streams * (n_tokens - 1) / decode_s, n_streams * n_tokens / whole_s
+    return Raw(*rates, clock.elapsed_s())
 
 
 # ---- ragged arrivals ----
@@ -183,13 +207,17 @@ def grammar(run: Run) -> Iterator[Row]:
 def stream_rate(target: Target, text: str, n_tokens: int, **fields: Any) -> float:
     call = client.chat(target, text, n_tokens, **fields)
     client.run_calls([call])
+    return rate_of(call)
+
+
+def rate_of(call: Call) -> float:
     n = call.counts()["completion_tokens"]
     return arithmetic.rate_while_it_comes([call.text_times()], [n])
 
 
 WITH_LOOKUP, WITHOUT_LOOKUP = ("--lookup",), ()
-# The pull towards one token makes an answer that repeats itself; a high temperature one that never
-# does. Both are the same work for the model, whatever its weights.
+LOOKUP_TOKENS = 192  # greedy text of random weights goes in circles, but not from the first token
+# At a high temperature nothing comes twice. To the model both are the same work.
 LOOKUP_KINDS: tuple[tuple[str, float, dict[str, Any], str], ...] = (
     ("lookup repetitive", 1.8, {}, "greedy text that repeats"),
     ("lookup varied", 0.97, {"temperature": 1.5, "seed": 11, "top_k": 0, "top_p": 1, "min_p": 0},
@@ -200,7 +228,6 @@ LOOKUP_KINDS: tuple[tuple[str, float, dict[str, Any], str], ...] = (
 def lookup(run: Run) -> Iterator[Row]:
     """Prompt lookup on against off, on text that repeats itself and on text that does not."""
     model = "M" if "M" in run.models else "S"
-    n_tokens = run.tokens(N_TOKENS)
     flags = ("-np", "1", "-c", "1024")
     with (
         run.server(model, *flags, *WITH_LOOKUP) as on,
@@ -212,16 +239,11 @@ def lookup(run: Run) -> Iterator[Row]:
             ratios, accepted = [], []
             for number in run.rounds():
                 text = prose.repetitive(12) + str(number)
-                with_it = client.chat(on, text, n_tokens, **fields)
+                with_it = client.chat(on, text, LOOKUP_TOKENS, **fields)
                 client.run_calls([with_it])
-                counts = with_it.counts()
-                ratios.append(
-                    arithmetic.rate_while_it_comes(
-                        [with_it.text_times()], [counts["completion_tokens"]]
-                    )
-                    / stream_rate(off, text, n_tokens, **fields)
-                )
-                accepted.append(counts["draft_n_accepted"] / n_tokens)
+                accepted.append(with_it.counts()["draft_n_accepted"] / LOOKUP_TOKENS)
+                without = stream_rate(off, text, LOOKUP_TOKENS, **fields)
+                ratios.append(rate_of(with_it) / without)
             words = f"tok/s with lookup / without, {what}; {middle(accepted):.0%} were guessed"
             yield row(f"{name} {model}", ratios, words, at_least(goal))
 
