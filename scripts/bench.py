@@ -52,6 +52,7 @@ ROWS: dict[str, RowMaker] = {
     "streams-1-M": speed.streams(1, "M", 0.97),
     "streams-8-M": speed.streams(8, "M", 0.98),
     "ragged": speed.ragged,
+    "idle-slots": speed.idle_slots,
     "prefix-live-S": prefixes.prefix_rows(
         "prefix-live", "S", "of a running stream", 0.05, prefixes.from_live),
     "prefix-ram-S": prefixes.prefix_rows(

@@ -179,6 +179,8 @@ class Scheduler:
             self.cache.move(sequence, self.slots.all[edges[sequence.slot.seq_id]])
 
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
+        if not prefilling:  # nearly every step: the look at what rows cost would be for nothing
+            return []
         left = self.pace.chunk(n_decoding, self._context.n_ubatch)
         chunks: Plan = []
         for sequence in prefilling:

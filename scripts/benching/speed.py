@@ -182,6 +182,27 @@ def ragged_arrivals(run: Run, target: Target, seed: int, step_s: float) -> list[
     return [(when, client_of[id(call)]) for call in load.calls for when in call.text_times()]
 
 
+# ---- slots that only remember ----
+
+IDLE_SLOTS, IDLE_WORDS = 3, 1000
+
+
+def idle_slots(run: Run) -> Iterator[Row]:
+    """One stream beside finished prompts of 1,000 words in the other slots / in an empty cache."""
+    ratios = []
+    n_tokens = run.tokens(N_TOKENS)
+    for number in run.rounds():
+        with run.server("S", "-np", str(IDLE_SLOTS + 1), "-c", "4096") as target:
+            warm_up(target, 1)
+            alone = stream_rate(target, prose.words(PROMPT_WORDS, (number, "a")), n_tokens)
+            for i in range(IDLE_SLOTS):
+                client.first_token_s(target, prose.words(IDLE_WORDS, (number, i)))
+            beside = stream_rate(target, prose.words(PROMPT_WORDS, (number, "b")), n_tokens)
+        ratios.append(alone / beside)
+    words = f"time of one stream's token, {IDLE_SLOTS} other slots keep {IDLE_WORDS} words each"
+    yield row("idle-slots", ratios, f"{words} / the cache is empty")
+
+
 # ---- one server's flag or field against the same without ----
 
 
