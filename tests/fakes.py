@@ -151,6 +151,8 @@ class FakeContext:
         self.can_shift = can_cut
         self.gap: tuple[int, int, int] | None = None  # between seq_rm and seq_add
         self.batches: list[list[tuple[int, int, int, bool]]] = []
+        self.is_interrupted = False
+        self.during: Callable[[], None] = lambda: None  # called while a batch is being decoded
 
     @property
     def n_decoded(self) -> int:
@@ -164,7 +166,10 @@ class FakeContext:
         assert self.gap is None, "positions with a hole in them"
         self.clock.pass_s(self.cost_s(batch.n_tokens))
         self.rows = {}
+        self.during()
         code = self.fault(batch)
+        if self.is_interrupted:
+            self.is_interrupted, code = False, 2
         if code is not None:
             return code
         if not self._has_room(batch):
@@ -176,6 +181,9 @@ class FakeContext:
         self.batches.append(list(batch.rows))
         self.batch_adapters.append(self.adapters)
         return 0
+
+    def interrupt(self) -> None:
+        self.is_interrupted = True
 
     def seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
         cells = self.cells[seq_id]

@@ -75,6 +75,9 @@ class FakeEngine:
         if request is not None and self._running.pop(request_id, None) is None:
             self._waiting.remove(request)
 
+    def interrupt(self, request_id: str = "") -> None:
+        pass
+
     def close(self) -> None:
         self._requests.clear()
 

@@ -176,3 +176,40 @@ def test_close_ends_everything_and_frees_every_chain():
     bench.step(2)
     bench.engine.close()
     assert bench.engine.idle and all(chain.closed for chain in bench.chains)
+
+
+def test_a_cancel_ends_the_chunk_of_prompt_that_is_being_computed():
+    bench = Bench(FakeContext(1024, 4, n_ubatch=64))
+    bench.submit("other", [7] * 5, max_tokens=30)
+    bench.step(5)
+    bench.submit("long", [1] * 200, max_tokens=1)
+    bench.step(2)
+
+    def cancel():
+        bench.context.during = lambda: None
+        bench.engine.interrupt("long")
+        bench.engine.cancel("long")
+
+    bench.context.during = cancel
+    n_batches = len(bench.context.batches)
+    assert bench.step() == [] and len(bench.context.batches) == n_batches  # it came to nothing
+    bench.run()
+    assert not bench.of("long", RequestDone, RequestFailed)
+    assert tokens_of(bench, "other") == expected_tokens([7] * 5, 30)
+
+
+def test_an_interrupt_for_somebody_else_disturbs_nobody():
+    bench = Bench(FakeContext(1024, 4, n_ubatch=64))
+    bench.submit("a", [1] * 200, max_tokens=1)
+    bench.context.during = lambda: bench.engine.interrupt("b")
+    bench.run()
+    assert bench.engine.counters.n_refused_batches == 0
+
+
+def test_a_step_of_streams_is_short_and_runs_to_its_end():
+    bench = Bench(FakeContext(1024, 4, n_ubatch=64))
+    bench.submit("a", [1] * 5, max_tokens=30)
+    bench.step(2)
+    bench.context.during = lambda: bench.engine.interrupt("a")
+    bench.run()
+    assert bench.engine.counters.n_refused_batches == 0

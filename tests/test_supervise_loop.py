@@ -64,6 +64,14 @@ def test_figures_come_with_the_last_step_before_idling(running):
     assert running.reports[-1].figures == {"n_running": 0.0, "n_waiting": 0.0}
 
 
+def test_a_cancel_and_a_stop_do_not_wait_for_the_step_to_end(running):
+    interrupted = []
+    running.loop._engine.interrupt = lambda request_id="": interrupted.append(request_id)
+    running.loop.post(Cancel("a"))
+    running.stop()
+    assert interrupted == ["a", ""]
+
+
 def test_an_idle_engine_keeps_beating(running):
     wait_for(lambda: running.marks.count("idle") >= 2)
 

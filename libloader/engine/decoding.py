@@ -20,7 +20,7 @@ from libloader.engine.sequence import LiveRequest, Sequence
 from libloader.engine.timings import Counters
 from libloader.errors import DecodeFailed, IgllamaError
 
-DECODED, NO_ROOM, REFUSED = 0, 1, -1  # llama_decode; 2 is aborted, other negatives are errors
+DECODED, NO_ROOM, ABORTED, REFUSED = 0, 1, 2, -1  # llama_decode; other negatives are errors
 Rows = list[tuple[Sequence, int]]  # (sequence, row of the batch that has its logits)
 
 
@@ -66,6 +66,8 @@ class Decoding:
         self._listener = listener
         self._clock = clock
         self._breadcrumb = breadcrumb
+        self._in_hand: tuple[str, ...] = ()  # whose prompts are being decoded at this moment
+        self._was_interrupted = False
         self._sampling = Sampling(context, n_vocab, n_sampling_threads, self._mark_sampling)
 
     def decode(self, plan: Plan) -> None:
@@ -80,9 +82,11 @@ class Decoding:
         self._breadcrumb(phase, ids, self.step)
         try:
             self._context.set_adapters(plan[0][0].live.adapters)
+            self._in_hand = tuple(ids.split()) if phase == "prefill" else ()
             code = self._context.decode(self._batch)
         except DecodeFailed:  # our own guards stopped it before C
             code = REFUSED
+        self._in_hand = ()
         if code != DECODED:
             self._recover(plan, code)
             return
@@ -94,6 +98,15 @@ class Decoding:
         self._scheduler.pace.note(chunks, n_guessed, seconds)
         if sum(chunks) == len(plan):
             self._guessing.note(len(plan), n_guessed, n_tokens, seconds)
+
+    def interrupt(self, request_id: str) -> None:
+        """End the decode that runs if it is of a prompt of this request; "" is any. Any thread.
+
+        The step comes to nothing; the next one is planned without whoever has left.
+        """
+        if self._in_hand and (not request_id or request_id in self._in_hand):
+            self._was_interrupted = True
+            self._context.interrupt()
 
     def close(self) -> None:
         self._sampling.close()
@@ -169,7 +182,9 @@ class Decoding:
             sequence.draft = []
             if sequence.slot is not None:
                 self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
-        if had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
+        if code == ABORTED and self._was_interrupted:
+            self._was_interrupted = False
+        elif had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
             self.decode(plan)
         elif len(plan) > 1:
             half = len(plan) // 2

@@ -155,6 +155,13 @@ class Engine:
         """Drop a request in the next step; an unknown id is ignored. Any thread."""
         self._inbox.append((self._cancel, request_id))
 
+    def interrupt(self, request_id: str = "") -> None:
+        """Cut short the step that runs if it computes this request's prompt. Any thread.
+
+        For a `cancel`, or a `close`, that is about to follow; without one it is only a waste.
+        """
+        self._decoding.interrupt(request_id)
+
     @property
     def idle(self) -> bool:
         """True when a step would do nothing."""

@@ -29,6 +29,7 @@ from libloader.llama import ggml_types, machine
 from libloader.llama.batch import Batch
 from libloader.llama.candidates import LogprobReader
 from libloader.llama.handle import Handle, require_in_range
+from libloader.llama.interrupt import Interrupt
 from libloader.llama.model import Model
 
 # llama.h's enum llama_pooling_type
@@ -75,6 +76,7 @@ class Context(Handle):
         self._read_back()
         self._adapters: Adapters = ()
         self._n_rows = 0  # of the last batch that was decoded
+        self._interrupt = Interrupt(self._lib, pointer)
         self._logprobs: LogprobReader | None = None
         # Where an empty sequence's last position is 0, as one token's is, we note ourselves which
         # sequences have their first position.
@@ -130,10 +132,18 @@ class Context(Handle):
         if batch.n_tokens > limit:
             raise DecodeFailed(f"a batch of {batch.n_tokens} rows, the context takes {limit}")
         code: int = self._lib.llama_decode(self.pointer, batch.view())
+        self._interrupt.clear()
         self._n_rows = batch.n_tokens if code == 0 else 0
         if self._begun is not None and code == 0:
             self._begun |= batch.seq_ids_at_start()
         return code
+
+    def interrupt(self) -> None:
+        """Let the decode that is running now answer 2 soon, where the build can. Any thread.
+
+        If none is running, the next one is aborted: whoever calls this must be able to try again.
+        """
+        self._interrupt.set()
 
     # The KV cache. Positions are [p0, p1); p0 < 0 means 0, p1 < 0 the end.
 
