@@ -433,7 +433,7 @@ class Engine:
             self.counters.queue_s.add(live.seated_s - live.submitted_s)
 
     def _mark_draft(self, request_ids: str) -> None:
-        self._breadcrumb("draft", request_ids, self._decoding.step)
+        self._mark("draft", request_ids, self._decoding.step)
 
     def _open_chain_for(self, sequence: Sequence) -> None:
         request = sequence.live.request
