@@ -175,3 +175,20 @@ def test_an_input_without_numbers_fails_alone(bench, broken):
     bench.run()
     assert bench.of("bad", RequestFailed)[0].error["name"] == "NanLogits"
     assert list(vectors(bench, "good")[0]) == expected_vector([65])
+
+
+@pytest.mark.parametrize(("n_gpu_layers", "sizes"), [(0, [250, 250, 100]), (-1, [600])])
+def test_on_a_cpu_batches_stay_where_attention_is_cheap(n_gpu_layers, sizes):
+    bench = Bench(n_gpu_layers=n_gpu_layers)
+    bench.embedding_context = FakeContext(2048, 32, n_batch=2048, n_ubatch=2048)
+    bench.submit("a", tuple([1] * 50 for _ in range(12)), kind="embed")
+    bench.run()
+    assert [len(batch) for batch in bench.embedding_context.batches] == sizes
+
+
+def test_a_long_input_is_decoded_whole_all_the_same():
+    bench = Bench()
+    bench.embedding_context = FakeContext(2048, 32, n_batch=2048, n_ubatch=2048)
+    bench.submit("a", ([1] * 300, [2] * 2000), kind="embed")
+    bench.run()
+    assert [len(batch) for batch in bench.embedding_context.batches] == [300, 2000]

@@ -6,6 +6,8 @@ Lives here: packing of inputs into batches, normalising, base64. Not here: how t
 Laws:
 - One input is decoded in one piece: pooling looks at one micro-batch. So n_ubatch is the limit.
 - Inputs of one request and of several share a batch, each under a seq_id of its own.
+- On a CPU batches of 256 rows are best: attention runs over the cells of all that share a batch.
+  256 texts of 22 tokens took 5.9 s with 256 rows, 6.3 s with 512, 6.8 s with 2,048 (S, 1 thread).
 - While chat is running a batch is cut to what the streams hardly feel, but never below one input.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import math
+import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -26,6 +29,9 @@ from libloader.engine.sequence import LiveRequest
 from libloader.errors import DecodeFailed, NanLogits
 
 
+CPU_ROWS = 256  # of a batch, unless one input is longer
+
+
 class Input(NamedTuple):
     """One text to embed."""
 
@@ -37,8 +43,9 @@ class Input(NamedTuple):
 class Embedder:
     """Owns the embedding context and the line of inputs before it. Engine thread only."""
 
-    def __init__(self, open_embedder: OpenEmbedder) -> None:
+    def __init__(self, open_embedder: OpenEmbedder, *, on_cpu: bool = True) -> None:
         self._open = open_embedder
+        self._n_rows_max = CPU_ROWS if on_cpu else sys.maxsize
         self._stack = ExitStack()
         self._pair: tuple[ContextPort, BatchPort] | None = None
         self._line: deque[Input] = deque()
@@ -66,7 +73,7 @@ class Embedder:
         if not self._line:
             return []
         context, batch = self._native()
-        room = min(batch.capacity, context.n_batch, context.n_ctx)
+        room = min(batch.capacity, context.n_batch, context.n_ctx, self._n_rows_max)
         if n_polite is not None:
             room = min(room, n_polite)
         taken: list[Input] = []

@@ -127,7 +127,7 @@ class Engine:
         n_rows = min(context.n_ubatch, batch.capacity)
         lengths = settings.draft_min, settings.draft_max
         self._guessing = Guessing(guesses or own, n_rows, lengths, self._mark_draft)
-        self._embedder = Embedder(open_embedder)
+        self._embedder = Embedder(open_embedder, on_cpu=settings.n_gpu_layers == 0)
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
