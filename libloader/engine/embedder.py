@@ -28,7 +28,6 @@ from libloader.engine.ports import BatchPort, ContextPort, OpenEmbedder
 from libloader.engine.sequence import LiveRequest
 from libloader.errors import DecodeFailed, NanLogits
 
-
 CPU_ROWS = 256  # of a batch, unless one input is longer
 
 
