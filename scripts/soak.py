@@ -2,6 +2,7 @@
 """Bad weather: mixed load, clients that vanish, malformed requests, and kills of the engine.
 
     python3 scripts/soak.py [MODEL.gguf] [--minutes 10] [--clients 32] [--kill-every 15]
+    python3 scripts/soak.py --figures          each fault by itself, and how long it was felt
 
 Starts the server on the pocket model (or MODEL), lets the clients loose, kills the engine child
 every so many seconds, and prints what happened. Exit code 1 if anything must not be:
@@ -279,9 +280,18 @@ class Figures(NamedTuple):
 
 
 class Served:
-    def __init__(self, model: str, flags: Sequence[str], log: IO[bytes]) -> None:
-        command = [sys.executable, str(ROOT / "igllama.py"), "api", model, "-p", "0", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
+    def __init__(
+        self,
+        model: str,
+        flags: Sequence[str],
+        log: IO[bytes] | int,
+        program: str = "igllama.py",
+        **environment: str,
+    ) -> None:
+        command = [sys.executable, str(ROOT / program), "api", model, "-p", "0", *flags]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, env={**os.environ, **environment}
+        )
         assert self.process.stdout is not None
         found = None
         while not found:
@@ -311,9 +321,13 @@ class Served:
         return Figures(time.monotonic(), mib_of(self.pid), engine_mib, n_fds, n_threads)
 
     def state(self) -> str:
+        return str(self.health()["status"])
+
+    def health(self) -> dict[str, Any]:
         with Connection(self.port) as connection:
             connection.request("GET", "/health")
-            return str(json.loads(connection.getresponse().read())["status"])
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        return answer
 
     def stop(self) -> float:
         """SIGTERM; return the seconds to the exit."""
@@ -410,6 +424,168 @@ def quantiles(tally: Tally, first_half: bool) -> str:
     return f"{mine[len(mine) // 2] * 1e3:.0f} / {mine[int(len(mine) * 0.99)] * 1e3:.0f}"
 
 
+# ---- each fault by itself: --figures ----
+
+ATTACKERS = "1500"
+ATTACK_S = "15"
+# A hundred kills are more than a user's limits allow in so short a time.
+UNBOUNDED = json.dumps({"limits": {"crashes_max": 1_000_000, "backoff_s": [0.0]}})
+
+
+def print_figures(wanted: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Print each figure as soon as it is known; return 1 if a client hung or an answer failed."""
+    failed = 0
+    for figure in FIGURES:
+        name, text, good = figure(wanted, flags)
+        print(f"  {name:<42} {text}", flush=True)
+        failed += not good
+    return 1 if failed else 0
+
+
+Figure = tuple[str, str, bool]
+
+
+def kills_under_streams(wanted: argparse.Namespace, flags: Sequence[str]) -> Figure:
+    served = Served(
+        wanted.model, flags, subprocess.DEVNULL, "tests/altered.py", IGLLAMA_ALTERED=UNBOUNDED
+    )
+    tally, over = Tally(), threading.Event()
+    clients = [Streamer(served.port, tally, n, over) for n in range(16)]
+    for client in clients:
+        client.start()
+    time.sleep(1.0)
+    noticed_ms, ready_ms = zip(*(time_one_kill(served) for _ in range(wanted.kills)))
+    over.set()
+    for client in clients:
+        client.join(2 * HUNG_S)
+    served.stop()
+    n_hung = tally.counts["hung"] + sum(client.is_alive() for client in clients)
+    n_wrong = tally.counts["wrong text"] + tally.counts["unexplained"]
+    text = (
+        f"{n_hung} hung, {n_wrong} wrong, {tally.counts['answers']} streams whole; noticed "
+        f"{spread(list(noticed_ms))} ms, ready {spread(list(ready_ms))} ms (median / max)"
+    )
+    return f"{wanted.kills} engine kills under 16 streams", text, not n_hung + n_wrong
+
+
+class Streamer(Client):
+    """A client that only streams."""
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            try:
+                self.stream()
+            except socket.timeout:
+                self.tally.problem("hung", "stream")
+
+
+def time_one_kill(served: Served) -> tuple[float, float]:
+    """Return the milliseconds until /health tells of a killed engine, and of the next one."""
+    pid, n_before = served.engine_pid(), served.health()["restarts"]
+    assert pid is not None, "no engine to kill"
+    os.kill(pid, signal.SIGKILL)
+    began, noticed_ms = time.monotonic(), 0.0
+    while True:
+        health, now = served.health(), time.monotonic()
+        if health["restarts"] > n_before and not noticed_ms:
+            noticed_ms = (now - began) * 1e3
+        if health["restarts"] > n_before and health["status"] == "ok":
+            break
+        time.sleep(0.002)
+    ready_ms = (now - began) * 1e3
+    time.sleep(0.2)  # the streams go on for a while
+    return noticed_ms, ready_ms
+
+
+def health_under_attack(attack: str) -> Callable[[argparse.Namespace, Sequence[str]], Figure]:
+    def figure(wanted: argparse.Namespace, flags: Sequence[str]) -> Figure:
+        served = Served(wanted.model, flags, subprocess.DEVNULL)
+        options = ("--clients", ATTACKERS, "--seconds", ATTACK_S)
+        attackers = start_script(attack, str(served.port), *options)
+        time.sleep(2.0)
+        took_ms = json.loads(
+            start_script("probe", str(served.port), "--seconds", "12").communicate()[0]
+        )
+        attackers.communicate()
+        served.stop()
+        return f"/health under {ATTACKERS} {attack}s", tail_of(took_ms), max(took_ms) < HUNG_S * 1e3
+
+    return figure
+
+
+def burst(wanted: argparse.Namespace, flags: Sequence[str]) -> Figure:
+    served = Served(wanted.model, flags, subprocess.DEVNULL)
+    took_ms = json.loads(start_script("burst", str(served.port)).communicate()[0])
+    served.stop()
+    n_errors = sum(ms < 0 for ms in took_ms)
+    return "1,000 connections at once", f"{n_errors} errors; {tail_of(took_ms)}", not n_errors
+
+
+def growth(wanted: argparse.Namespace, flags: Sequence[str]) -> Figure:
+    """Memory of front and engine over 10,000 requests, after a tenth as many."""
+    served = Served(wanted.model, flags, subprocess.DEVNULL)
+    ask_many(served.port, wanted.requests // 10)
+    before = served.figures()
+    ask_many(served.port, wanted.requests)
+    after = served.figures()
+    served.stop()
+    front, engine = after.front_mib - before.front_mib, after.engine_mib - before.engine_mib
+    text = f"front {front:+.1f} MiB, engine {engine:+.1f} MiB, fds {after.n_fds - before.n_fds:+d}"
+    return f"growth over {wanted.requests:,} requests", text, front + engine <= 8.0
+
+
+def ask_many(port: int, n_requests: int) -> None:
+    """Send short chat requests from eight clients that keep their connections."""
+
+    def ask() -> None:
+        body = json.dumps({**chat("Hello!"), "max_tokens": 2})
+        with Connection(port) as connection:
+            for _ in range(n_requests // 8):
+                connection.request("POST", "/v1/chat/completions", body)
+                connection.getresponse().read()
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def end_under_streams(wanted: argparse.Namespace, flags: Sequence[str]) -> Figure:
+    served = Served(wanted.model, flags, subprocess.DEVNULL)
+    tally, over = Tally(), threading.Event()
+    clients = [Streamer(served.port, tally, n, over) for n in range(8)]
+    for client in clients:
+        client.start()
+    time.sleep(1.0)
+    over.set()  # what streams now is the last
+    stop_s = served.stop()
+    for client in clients:
+        client.join(HUNG_S)
+    n_lost = tally.counts["hung"] + tally.counts["unexplained"]
+    return "SIGTERM under 8 streams, to the exit", f"{stop_s:.2f} s, {n_lost} lost", not n_lost
+
+
+def start_script(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "scripts" / "attacks.py"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def tail_of(took_ms: list[float]) -> str:
+    values = sorted(took_ms)
+    middle, late = values[len(values) // 2], values[int(len(values) * 0.99)]
+    return f"p50 {middle:.1f} ms, p99 {late:.1f} ms, max {values[-1]:.1f} ms"
+
+
+FIGURES: Sequence[Callable[[argparse.Namespace, Sequence[str]], Figure]] = (
+    *(health_under_attack(name) for name in ("slow-header", "slow-body", "slow-reader")),
+    burst,
+    end_under_streams,
+    kills_under_streams,
+    growth,
+)
+
+
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", default=str(POCKET))
@@ -420,6 +596,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--figures", action="store_true", help="each fault by itself")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--requests", type=int, default=10_000)
     return parser.parse_args()
 
 
@@ -427,6 +606,8 @@ def main() -> int:
     wanted = read_arguments()
     flags = ["-np", str(wanted.parallel), "-c", "512", "-t", str(wanted.threads)]
     flags += ["--lib", wanted.lib] if wanted.lib else []
+    if wanted.figures:
+        return print_figures(wanted, flags)
     with tempfile.TemporaryFile() as log:
         served = Served(wanted.model, flags, log)
         tally, over = Tally(), threading.Event()

@@ -103,9 +103,25 @@ def post(*fields: bytes, body: bytes = b"", version: bytes = b"HTTP/1.1") -> byt
         (b"GET /health HTTP/1.9\r\n" + HOST + b"\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        # issue 2: 411, and C12: compressed bodies
+        # a length is missing, and C12: compressed bodies
         (post(body=b""), 411),
         (post(b"Content-Length: 4", b"Content-Encoding: gzip", body=b"\x1f\x8b__"), 415),
+        *(
+            (post(b"Content-Length: 2", b"Content-Encoding: " + coding, body=b"{}"), 415)
+            for coding in (
+                b"x-gzip",
+                b"GZIP",
+                b"deflate",
+                b"br",
+                b"zstd",
+                b"compress",
+                b"aes128gcm",
+                b"identity, gzip",
+                b"gzip,gzip",
+                b"none",
+                b"*",
+            )
+        ),
     ],
 )
 def test_a_doubtful_request_is_refused_once_and_what_follows_is_never_read(web, data, status):

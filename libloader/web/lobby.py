@@ -22,6 +22,7 @@ from libloader.web.watch import READ, Channel, Watcher
 from libloader.web.wire import Wire
 
 _READ_BYTES = 64 * 1024
+LATE_PER_TICK = 40
 
 
 class Arrival:
@@ -88,6 +89,8 @@ class Lobby:
         self.serve = serve
         self.leave = leave
         self._watcher = watcher
+        self._n_late = 0  # this tick
+        watcher.call_at_ticks(self._begin_tick)
 
     def enter(self, visitor: Visitor) -> None:
         """Wait for the visitor's next request; its wire is the watcher's from here. Any thread."""
@@ -98,6 +101,14 @@ class Lobby:
         guest = Guest(self, visitor)
         guest.readable()  # often the request is there already
         self._watcher.sync(guest)
+
+    def may_end(self) -> bool:
+        """True if one more whose time is over may end now: a thousand at once would be felt."""
+        self._n_late += 1
+        return self._n_late <= LATE_PER_TICK
+
+    def _begin_tick(self, now: float) -> None:
+        self._n_late = 0
 
     def release(self, guest: Guest, then: Callable[[Any], None]) -> None:
         """Let go of the socket and only then pass the visitor on. The watcher's thread."""
@@ -136,7 +147,7 @@ class Guest(Channel):
         pass
 
     def tick(self, now: float) -> None:
-        if not self._waits or now < self._until:
+        if not self._waits or now < self._until or not self._lobby.may_end():
             return
         if not (self._wire.inbox or self._arrival.head):
             self._go(self._lobby.leave)  # silence is no request that could be answered
