@@ -20,7 +20,7 @@ from typing import Protocol
 
 N_MATCH = 3  # so many last tokens are looked for
 FIRST_CHANCE, MEMORY = 0.5, 8  # that a guess is right; the tokens that this estimate spans
-LONGEST_PAUSE = 8  # tokens between two searches that find nothing
+LONGEST_PAUSE = 3  # tokens between two searches that find nothing
 WINDOW = 1 << 13  # tokens that are searched, from the end
 
 _TOKEN = Struct("<i")
