@@ -13,6 +13,10 @@ do any like my now over such our man me even most made after also did many
 """
 
 
+# Capitals: the vocabularies of make_model.py have them as single letters, so there is one spelling.
+LINE = "THE QUICK BROWN FOX JUMPS OVER 13 LAZY DOGS, AND THEN SLEEPS. "
+
+
 def words(n: int, seed: object) -> str:
     """Return `n` words; another seed gives other words from the first one on."""
     chosen = random.Random(repr(seed)).choices(WORDS.split(), k=n)

@@ -237,10 +237,12 @@ def rate_of(call: Call) -> float:
 
 
 WITH_LOOKUP, WITHOUT_LOOKUP = ("--lookup",), ()
-LOOKUP_TOKENS = 192  # greedy text of random weights goes in circles, but not from the first token
-# At a high temperature nothing comes twice. To the model both are the same work.
+LOOKUP_TOKENS = 256
+# Random weights repeat nothing for long, so a grammar makes them copy a line of the prompt; at a
+# high temperature nothing comes twice. To the model both are the same work.
+COPY = f'root ::= "{prose.LINE}"*'
 LOOKUP_KINDS: tuple[tuple[str, float, dict[str, Any], str], ...] = (
-    ("lookup repetitive", 1.8, {}, "greedy text that repeats"),
+    ("lookup repetitive", 1.8, {"grammar": COPY}, "a line of the prompt, again and again"),
     ("lookup varied", 0.97, {"temperature": 1.5, "seed": 11, "top_k": 0, "top_p": 1, "min_p": 0},
      "text without repetition"),
 )  # fmt: skip
@@ -259,7 +261,7 @@ def lookup(run: Run) -> Iterator[Row]:
         for name, goal, fields, what in LOOKUP_KINDS:
             ratios, accepted = [], []
             for number in run.rounds():
-                text = prose.repetitive(12) + str(number)
+                text = f"{number} {prose.LINE * 2}{prose.repetitive(12)}"
                 with_it = client.chat(on, text, LOOKUP_TOKENS, **fields)
                 client.run_calls([with_it])
                 accepted.append(with_it.counts()["draft_n_accepted"] / LOOKUP_TOKENS)
