@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def main() -> int:
             models=find_models(options, stack),
             lib=options.lib,
             threads=options.threads,
+            more_flags=tuple(shlex.split(options.flags)),
             repeats=2 if options.quick else options.repeats,
             seconds=6.0 if options.quick else options.seconds,
             quick=options.quick,
@@ -186,6 +188,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30.0,
                         help="after which a row begins no more repeats")  # fmt: skip
     parser.add_argument("--against", default="", metavar="URL", help="another server to drive")
+    parser.add_argument("--flags", default="", metavar="'--kv-unified off ...'",
+                        help="more flags for our server, and the raw loop's settings")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="2 short repeats, without M")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a row misses")
     parser.add_argument("--json", default="", metavar="FILE", help="write the table there")

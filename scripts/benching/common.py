@@ -30,6 +30,7 @@ class Run:
     seconds: float  # no row begins another repeat after so long
     quick: bool = False
     against: Target | None = None
+    more_flags: tuple[str, ...] = ()
 
     def threads_for(self, model: str) -> int:
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -38,7 +39,8 @@ class Run:
     def flags(self, model: str, *more: str) -> list[str]:
         """Return the flags of server and raw loop alike."""
         lib = ["--lib", self.lib] if self.lib else []
-        return [self.models[model], *lib, "-t", str(self.threads_for(model)), *more]
+        threads = ("-t", str(self.threads_for(model)))
+        return [self.models[model], *lib, *threads, *more, *self.more_flags]
 
     def tokens(self, n: int) -> int:
         return max(8, n // 4) if self.quick else n
