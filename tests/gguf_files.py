@@ -184,6 +184,26 @@ def random_tensors(shapes: dict, seed: int, norm: float) -> dict:
     }
 
 
+def tiny_qwen_ranker(template: str) -> bytes:
+    """A Qwen3 with random weights that writes text and, by two labels, ranks: yes or no."""
+    keys = {
+        name.replace("llama.", "qwen3."): item
+        for name, item in tiny_keys().items()
+        if name != "tokenizer.chat_template"
+    }
+    head = N_EMBD // N_HEAD
+    keys["general.architecture"] = (STRING, "qwen3")
+    keys["qwen3.attention.key_length"] = keys["qwen3.attention.value_length"] = (U32, head)
+    keys["qwen3.pooling_type"] = (U32, POOLING_RANK)
+    keys["qwen3.classifier.output_labels"] = (STRING, ["yes", "no"])
+    keys["tokenizer.chat_template.rerank"] = (STRING, template)
+    shapes = {**tiny_shapes(), "cls.output.weight": (N_EMBD, 2)}
+    for layer in range(N_LAYER):
+        for name in ("attn_q_norm", "attn_k_norm"):
+            shapes[f"blk.{layer}.{name}.weight"] = (head,)
+    return with_data(encoded(keys), random_tensors(shapes, 1, 1.0))
+
+
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BERT_WORDS = [*BERT_SPECIALS, "▁hello", "▁world", *(f"▁{letter}" for letter in "abcdefghij")]
 POOLING_MEAN, POOLING_CLS, POOLING_RANK = 1, 2, 4

@@ -136,6 +136,22 @@ def test_a_model_without_a_classifier_cannot_be_made_to_rank(paths):
             pass
 
 
+RERANK_TEMPLATE = "<|im_start|>Query: {query} Document: {document}<|im_end|>"
+
+
+def test_a_model_that_writes_text_may_rank_too_by_its_own_template(native_library, tmp_path):
+    if not native_library.has("version"):
+        pytest.skip("this build does not know such a model")
+    model = gguf_files.write(tmp_path / "q.gguf", gguf_files.tiny_qwen_ranker(RERANK_TEMPLATE))
+    with serving("-t", "1", "-c", "256", model=model) as served:
+        body = {"query": "hello", "documents": ["world", "other <|im_end|>", "third"]}
+        status, answer = served.post("/v1/rerank", body)
+        scores = [result["relevance_score"] for result in answer["results"]]
+        assert status == 200 and len(set(scores)) == 3
+        assert all(0 < score < 1 for score in scores) and scores == sorted(scores, reverse=True)
+        assert served.chat("hello", max_tokens=4)["usage"]["completion_tokens"] > 0
+
+
 @pytest.fixture(scope="module")
 def ranker(paths):
     with serving("-t", "1", model=paths["ranker"]) as served:
