@@ -19,7 +19,8 @@ from typing import Any, Callable
 from libloader.abi import find, library
 from libloader.core import EngineSettings, ModelInfo, Sampling
 from libloader.engine.draft import DraftModel
-from libloader.engine.engine import Engine, default_adapters, n_ctx_slot, no_breadcrumb
+from libloader.engine.engine import Engine, n_ctx_slot, no_breadcrumb
+from libloader.engine.intake import default_adapters
 from libloader.engine.ports import Breadcrumb
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore

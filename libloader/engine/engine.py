@@ -1,8 +1,8 @@
 """The engine: requests in, events out, one batch per step.
 
 Lives here: the step and the life of a request. Not here: JSON, clients, threads, clocks (`clock` is
-given); who runs when (scheduler.py); what is known of a prompt (prefix_cache.py); the batch
-(decoding.py); text (detokenizer.py); reading a prompt (prompt_reader.py).
+given); how a request begins (intake.py); who runs when (scheduler.py); what is known of a prompt
+(prefix_cache.py); the batch (decoding.py); text (detokenizer.py).
 
 Laws:
 - One thread calls `step`; it owns Context, Batch and sampler chains. `submit` and `cancel` may be
@@ -25,9 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, Callable
 
 from libloader.core import (
-    Adapters,
     ChoiceDone,
-    DryRunEvent,
     EngineSettings,
     Event,
     ModelInfo,
@@ -38,12 +36,12 @@ from libloader.core import (
     RequestFailed,
     Thinking,
     TokenEvent,
-    TokensEvent,
 )
-from libloader.engine.choosing import Choosing, Foresight, Walk
+from libloader.engine.choosing import Choosing, Walk
 from libloader.engine.decoding import Decoding
 from libloader.engine.embedder import Embedder, Input
 from libloader.engine.guessing import Guessing, Lookups, Source
+from libloader.engine.intake import Intake
 from libloader.engine.ports import (
     BatchPort,
     Breadcrumb,
@@ -55,18 +53,15 @@ from libloader.engine.ports import (
 )
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
-from libloader.engine.reading import ReadingDesk, Steps, carry_on, in_slices, is_long
+from libloader.engine.reading import ReadingDesk, carry_on, is_long
 from libloader.engine.scheduler import Scheduler
-from libloader.engine.sequence import LENGTH, STOP, LiveRequest, Sequence, answer_limit
+from libloader.engine.sequence import STOP, LiveRequest, Sequence
 from libloader.engine.thinking import ThinkingChain
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
 from libloader.errors import (
     DecodeFailed,
-    FieldInvalid,
-    FieldUnsupported,
     IgllamaError,
     NanLogits,
-    PromptTooLong,
     QueueFull,
     to_wire,
 )
@@ -106,20 +101,13 @@ class Engine:
         self._on_close = on_close
         self._piece = functools.lru_cache(CACHED_PIECES)(model.vocab.piece)
         self._is_eog = functools.lru_cache(CACHED_PIECES)(model.vocab.is_eog)
-        self._bos = model.vocab.bos
         self._context = context
         self._open_chain = open_chain
         self._clock = clock
         self._breadcrumb = breadcrumb
-        self._can_generate = can_generate
-        self._n_adapters = len(settings.lora)
-        self._adapters = default_adapters(settings)
         self._n_queue = settings.n_queue or DEFAULT_QUEUE
         self.n_parallel = max(1, min(settings.n_parallel, context.n_seq_max))
         self.n_ctx_slot = n_ctx_slot(context, settings)
-        # A sequence that may shift and has no limit ends when it has run through what the model
-        # was trained on: one that never says its end token must not run for ever.
-        self._shifts = max(info.n_ctx_train, self.n_ctx_slot) if settings.context_shift else 0
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
         self._desk = ReadingDesk()
@@ -128,10 +116,24 @@ class Engine:
         lengths = settings.draft_min, settings.draft_max
         self._guessing = Guessing(guesses or own, n_rows, lengths, self._mark_draft)
         self._embedder = Embedder(open_embedder, on_cpu=settings.n_gpu_layers == 0)
+        # A sequence that may shift and has no limit ends when it has run through what the model
+        # was trained on: one that never says its end token must not run for ever.
+        shifts = max(info.n_ctx_train, self.n_ctx_slot) if settings.context_shift else 0
+        self._intake = Intake(
+            self,
+            self._reader,
+            settings,
+            self._scheduler,
+            self._embedder,
+            self._guessing,
+            n_ctx=self.n_ctx_slot,
+            shifts=shifts,
+            can_generate=can_generate,
+            piece_text=self._piece_text,
+        )
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
-        self._n_arrived = 0
         self._service_s = Average()
         self.counters = Counters()
         self._decoding = Decoding(
@@ -264,10 +266,7 @@ class Engine:
         self._mark("tokenize", request.id, self._decoding.step)
         live = LiveRequest(request, self._clock())
         try:
-            begin = _BEGIN.get(request.kind)
-            if begin is None:
-                raise FieldInvalid(f"unknown kind of request: {request.kind!r}")
-            steps = begin(self, live)
+            steps = self._intake.begin(live)
             job = next(steps)
             if is_long(request):
                 self._desk.push(live, steps, job)
@@ -287,138 +286,11 @@ class Engine:
         self._live.pop(request_id, None)
         self._report_failure(request_id, error)
 
-    # How each kind of request begins: what can be refused at once, then, yielded, the reading of
-    # its prompts, which may happen beside the loop, and behind it the rest.
-
-    def _begin_generate(self, live: LiveRequest) -> Steps:
-        request = live.request
-        if not self._can_generate:
-            raise FieldUnsupported("this model makes embeddings; it cannot write text")
-        self._check_queue(request)
-        prompts = yield lambda: list(map(self._reader.read, request.prompts))
-        self._enter(live, prompts, len(prompts) * request.n)
-        for index in range(live.n_open):
-            prompt = prompts[index // request.n]
-            sequence = Sequence(live, index, prompt, self.n_ctx_slot, self._shifts)
-            self._keep(sequence)
-            self._guessing.open(sequence)
-            sequence.number = self._n_arrived = self._n_arrived + 1
-            live.sequences.append(sequence)
-            self._replay(sequence)
-        for sequence in live.sequences:
-            if not sequence.reason:
-                self._scheduler.waiting.push(sequence)
-            else:
-                self._end(sequence)
-
-    def _begin_choose(self, live: LiveRequest) -> Steps:
-        """Read the prompt once, and behind it what tells the labels apart; see choosing.py."""
-        request = live.request
-        if not self._can_generate:
-            raise FieldUnsupported("this model makes embeddings; it cannot write text")
-        self._check_queue(request)
-        prompt, spellings = yield lambda: (
-            self._reader.read(request.prompts[0]),
-            list(map(self._reader.spellings, request.labels)),
-        )
-        choosing = Choosing(request, spellings)
-        longest = len(prompt) + max(len(walk.nodes) for walk in choosing.walks)
-        if longest > self.n_ctx_slot:
-            raise too_long(f"{longest} tokens with its longest choice", self.n_ctx_slot)
-        self._enter(live, [prompt], len(choosing.walks))
-        live.choosing = choosing
-        for index, walk in enumerate(choosing.walks):
-            sequence = Sequence(live, index, prompt, len(prompt) + len(walk.nodes))
-            sequence.chain, sequence.guesser = walk, Foresight(walk)
-            sequence.is_counted = index > 0
-            sequence.number = self._n_arrived = self._n_arrived + 1
-            live.sequences.append(sequence)
-            self._scheduler.waiting.push(sequence)
-
-    def _begin_dry_run(self, live: LiveRequest) -> Steps:
-        request = live.request
-        live.adapters = self._adapters_of(request)
-        prompts = yield lambda: list(map(self._reader.count, request.prompts))
-        for index, tokens in enumerate(prompts):
-            known = ("kv", 0)
-            if request.cache_prompt:
-                known = self._scheduler.cache.known(tokens, live.adapters)
-            n_max = answer_limit(request.max_tokens, len(tokens), self.n_ctx_slot, self._shifts)
-            sizes = (len(tokens), self.n_ctx_slot, n_max)
-            self._events.append(DryRunEvent(request.id, index, *sizes, (known,)))
-        self._finish(live)
-
-    def _begin_embed(self, live: LiveRequest) -> Steps:
-        self._check_queue(live.request)
-        limit = self._embedder.n_input_max()
-        prompts = live.request.prompts
-        inputs = yield lambda: [self._reader.tokenize(prompt, "input") for prompt in prompts]
-        for tokens in inputs:
-            if not tokens:
-                raise FieldInvalid("an input is empty", param="input")
-            if len(tokens) > limit:
-                size = (
-                    f"an input has {len(tokens)} tokens, this server embeds at most {limit} at once"
-                )
-                raise PromptTooLong(f"{size}; shorten it or see --batch-size", param="input")
-        self._enter(live, inputs, len(inputs))
-        for index, tokens in enumerate(inputs):
-            self._embedder.push(Input(live, index, tokens))
-
-    def _begin_tokenize(self, live: LiveRequest) -> Steps:
-        answers = yield lambda: list(map(self._tokens_and_pieces, live.request.prompts))
-        for index, (tokens, pieces) in enumerate(answers):
-            self._events.append(TokensEvent(live.request.id, index, tokens, pieces, ""))
-        self._finish(live)
-
-    def _tokens_and_pieces(self, prompt: Prompt) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        tokens = tuple(self._reader.tokenize(prompt))
-        return tokens, in_slices(self._piece_text, tokens)
-
-    def _begin_detokenize(self, live: LiveRequest) -> Steps:
-        prompts = [prompt.tokens or () for prompt in live.request.prompts]
-        texts = yield lambda: list(map(self._reader.text_of, prompts))
-        for index, (tokens, text) in enumerate(zip(prompts, texts)):
-            self._events.append(TokensEvent(live.request.id, index, tokens, (), text))
-        self._finish(live)
-
-    def _enter(self, live: LiveRequest, prompts: list[list[int]], n_open: int) -> None:
-        live.adapters = self._adapters_of(live.request)
+    def enter(self, live: LiveRequest) -> None:
         self._live[live.request.id] = live
-        live.n_prompt = sum(map(len, prompts))
-        live.n_open = n_open
 
-    def _keep(self, sequence: Sequence) -> None:
-        """Protect the request's `n_keep` tokens, and BOS, from being shifted out."""
-        n = sequence.live.request.n_keep
-        sequence.keep(n + (sequence.prompt[0] == self._bos) if n >= 0 else n)
-
-    def _adapters_of(self, request: Request) -> Adapters:
-        """Return what `request` is computed with: what it asks for, else the command line's."""
-        wanted = self._adapters if request.lora is None else request.lora
-        for number, _ in wanted:
-            if not 0 <= number < self._n_adapters:
-                raise FieldInvalid(
-                    f"lora names adapter {number}, this server has {self._n_adapters}: "
-                    "GET /lora-adapters lists them",
-                    param="lora",
-                )
-        return tuple(sorted((number, scale) for number, scale in wanted if scale))
-
-    def _replay(self, sequence: Sequence) -> None:
-        """Take what was generated before a crash as generated; its text is not told again.
-
-        Shifts happen at the same tokens as before; what is left is then computed afresh, without
-        a memory of what was shifted out, so the text may go on otherwise than it would have.
-        """
-        if sequence.is_full:
-            sequence.reason = LENGTH
-        for token in _resumed(sequence):
-            if sequence.reason:
-                return
-            self._take(sequence, token)
-            if sequence.is_full and not sequence.reason:
-                sequence.forget()
+    def say(self, event: Event) -> None:
+        self._events.append(event)
 
     def _admit(self) -> None:
         for sequence in self._scheduler.admit():
@@ -446,7 +318,7 @@ class Engine:
         try:
             sequence.chain = self._with_budget(self._open_chain(sampling), request.thinking)
             sequence.chain.accept_prompt(sequence.prompt)
-            for token in _resumed(sequence)[: sequence.n_completion]:
+            for token in sequence.resumed[: sequence.n_completion]:
                 sequence.chain.accept(token)
         except IgllamaError as error:
             self.on_failure(sequence.live, error)
@@ -457,7 +329,7 @@ class Engine:
         closing = Prompt(segments=((thinking.closing, True),), add_special=False)
         return ThinkingChain(chain, thinking, self._reader.tokenize(closing), self._piece)
 
-    def _end(self, sequence: Sequence) -> None:
+    def end(self, sequence: Sequence) -> None:
         """End one choice, and its request if it was the last."""
         live = sequence.live
         self._unseat(sequence)
@@ -469,9 +341,9 @@ class Engine:
         live.n_open -= 1
         if live.n_open == 0:
             del self._live[live.request.id]
-            self._finish(live)
+            self.finish(live)
 
-    def _finish(self, live: LiveRequest) -> None:
+    def finish(self, live: LiveRequest) -> None:
         now_s = self._clock()
         usage, timings = usage_of(live), timings_of(live, now_s)
         self._events.append(RequestDone(live.request.id, usage, timings))
@@ -528,7 +400,7 @@ class Engine:
                 if not sequence.reason:
                     self._end_early(sequence)
 
-    def _check_queue(self, request: Request) -> None:
+    def check_queue(self, request: Request) -> None:
         n_ahead = self.n_waiting - (self.n_parallel - self.n_running)
         if n_ahead >= self._n_queue and not request.resume:
             raise self._queue_full(f"{self._n_queue} requests are waiting already")
@@ -550,7 +422,7 @@ class Engine:
         self._mark("detok", live.request.id, self._decoding.step)
         try:
             for each_row, token in enumerate(tokens, row):
-                text = self._take(sequence, token)
+                text = self.take(sequence, token)
                 # The token that ends the choice is no part of its text, nor of its logprobs.
                 n_top = -1 if self._ends(live.request, token) else live.request.top_logprobs
                 chances = self._logprobs(each_row, token, n_top)
@@ -562,7 +434,7 @@ class Engine:
             self.on_failure(live, error)
             return
         if sequence.reason:
-            self._end(sequence)
+            self.end(sequence)
         elif sequence.is_full:
             self._scheduler.shift(sequence)
             self.counters.n_context_shifts += 1
@@ -620,7 +492,7 @@ class Engine:
         text = sequence.cut_short()
         if text:
             self._events.append(TokenEvent(sequence.live.request.id, sequence.index, text, ()))
-        self._end(sequence)
+        self.end(sequence)
 
     def _note_token(self, sequence: Sequence) -> None:
         now_s, live = self._clock(), sequence.live
@@ -631,7 +503,7 @@ class Engine:
             self.counters.token_gap_s.add(now_s - sequence.told_s)
         sequence.told_s = now_s
 
-    def _take(self, sequence: Sequence, token: int) -> str:
+    def take(self, sequence: Sequence, token: int) -> str:
         request = sequence.live.request
         ends = self._ends(request, token)
         return sequence.take(token, self._piece(token, request.keep_special), ends)
@@ -676,29 +548,6 @@ class Engine:
             item.live.n_computed += len(item.tokens)
             self._close_one(item.live)
         return True
-
-
-def _resumed(sequence: Sequence) -> tuple[int, ...]:
-    """Return the tokens that its client has from an engine before this one."""
-    resume = sequence.live.request.resume
-    return resume[sequence.index] if sequence.index < len(resume) else ()
-
-
-_BEGIN: dict[str, Callable[[Engine, LiveRequest], Steps]] = {
-    "generate": Engine._begin_generate,
-    "choose": Engine._begin_choose,
-    "dry_run": Engine._begin_dry_run,
-    "embed": Engine._begin_embed,
-    "tokenize": Engine._begin_tokenize,
-    "detokenize": Engine._begin_detokenize,
-}
-
-
-def default_adapters(settings: EngineSettings) -> Adapters:
-    """Return what a request runs with that says nothing of adapters."""
-    if settings.lora_init_without_apply:
-        return ()
-    return tuple((number, scale) for number, (_, scale) in enumerate(settings.lora))
 
 
 def n_ctx_slot(context: ContextPort, settings: EngineSettings) -> int:

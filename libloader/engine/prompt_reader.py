@@ -28,6 +28,7 @@ class PromptReader:
 
     def __init__(self, vocab: VocabPort, n_ctx: int) -> None:
         self._vocab = vocab
+        self.bos = vocab.bos  # -1 where there is none
         self._n_ctx = n_ctx
         self._control = _any_of(vocab.special_tokens)
         self._longest_piece_bytes = 0  # found when first needed: it reads the whole vocabulary

@@ -86,6 +86,12 @@ class Sequence:
         return len(self.tokens) - self.n_prompt + self._n_forgotten
 
     @property
+    def resumed(self) -> tuple[int, ...]:
+        """Its tokens that the client has from an engine before this one."""
+        resume = self.live.request.resume
+        return resume[self.index] if self.index < len(resume) else ()
+
+    @property
     def is_full(self) -> bool:
         """True when a living sequence cannot go on without forgetting."""
         return len(self.tokens) >= self.n_limit
