@@ -7,7 +7,8 @@ do not know each other. Where the model may think first, the grammar lets it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Callable, NamedTuple, TypeVar
@@ -24,6 +25,13 @@ from libloader.protocol.tools import ToolUse
 
 G = TypeVar("G")
 CACHED = 16  # grammars of allowed calls; a large one has 256 KiB
+# What says nothing of a value, and what a notation by parameter can say of the whole and of texts.
+NOTES = frozenset(
+    ("$comment", "$schema", "title", "description", "default", "examples", "deprecated")
+)
+PARTS = frozenset(("properties", "required", "additionalProperties", "$defs", "definitions"))
+OF_OBJECTS = NOTES | PARTS | {"type"}
+OF_BARE_TEXTS = NOTES | {"type", "enum", "const"}
 CALLS = "format-calls"  # rules of schemas keep clear of names that begin so
 
 
@@ -74,10 +82,11 @@ def constraint(
 
     A call that is forced goes before a shape: such an answer has no content to be shaped.
     """
-    _check_strict_functions(use)
     tags = _thinking_tags(template, prompt, split_reasoning=split_reasoning)
     opened = prompt.thinking is not None
     use = _possible(template, use)
+    if template.format.by_parameter:
+        _judge_parameters(use)
     if use.is_forced:
         return _forced_call(template, use, tags, opened)
     if shape is None:
@@ -128,18 +137,19 @@ def _allowed_calls_of(
     allowed = _asked(forcing.allow, format_named(format), use, tags, opened)
     checked = Constraint(arguments=_to_check(use))
     if allowed is None:
+        _check_strict_functions(use, {})
         return checked
     try:
-        return _of_calls(allowed, use)
+        return _of_calls(format_named(format), allowed, use)
     except GrammarInvalid as error:
-        if _are_strict(use):
+        if any(f.get("strict") is True for f in _functions(use)):
             raise
         for schema in allowed.schemas.values():
             vocabulary.Document(schema, param="tools")  # raises what is wrong, not just too much
         reason = error.message
     try:
         loose = {name: _only_type(schema) for name, schema in allowed.schemas.items()}
-        text = _of_calls(allowed._replace(schemas=loose), use).grammar
+        text = _of_calls(format_named(format), allowed._replace(schemas=loose), use).grammar
         warning = f"tools: arguments are held to their types only: {reason}"
         return checked._replace(grammar=text, warnings=(warning,))
     except GrammarInvalid:
@@ -153,7 +163,8 @@ def _only_type(schema: Any) -> Any:
 def _forced_call(
     template: ChatTemplate, use: ToolUse, tags: Tags | None, opened: bool
 ) -> Constraint:
-    return _of_calls(_asked(forcing.force, template.format, use, tags, opened), use)
+    calls = _asked(forcing.force, template.format, use, tags, opened)
+    return _of_calls(template.format, calls, use)
 
 
 def _asked(
@@ -165,12 +176,66 @@ def _asked(
     )
 
 
-def _of_calls(calls: forcing.Grammar, use: ToolUse) -> Constraint:
+def _of_calls(format: Format, calls: forcing.Grammar, use: ToolUse) -> Constraint:
     """Join the rules of a format with those of the schemas."""
-    rules = json_schema.embed(calls.schemas, strict=_are_strict(use), param="tools")
+    rules = _schema_rules(format, calls, use)
     text = f"{calls.text}\n{rules.text}"
     gbnf.check(text, max_bytes=json_schema.MAX_GRAMMAR_BYTES, param="tools")
     return Constraint(text, rules.warnings, None, _to_check(use) if rules.needs_check else {})
+
+
+def _schema_rules(format: Format, calls: forcing.Grammar, use: ToolUse) -> json_schema.Grammar:
+    """Return the rules of arguments, with warnings of what neither they nor the format can say.
+
+    GrammarInvalid, with its path, if a strict function says such a thing.
+    """
+    rules = json_schema.Grammar("")
+    if calls.schemas:  # none where no function has a parameter
+        rules = json_schema.embed(calls.schemas, param="tools")
+    lost = _lost(calls.text, use) if format.by_parameter else {}
+    if rules.warnings or lost:
+        _check_strict_functions(use, lost)
+    more = [f"{what} of {name} {json_schema.NOT_ENFORCED}" for name in lost for what in lost[name]]
+    return json_schema.Grammar(
+        rules.text, (*rules.warnings, *more), rules.needs_check or bool(lost)
+    )
+
+
+def _judge_parameters(use: ToolUse) -> None:
+    """GrammarInvalid, with its path, for what is no schema: rules are made of its parts alone."""
+    for i, function in enumerate(_functions(use)):
+        if function.get("parameters"):
+            vocabulary.Document(function["parameters"], param=_path(use, i))
+
+
+def _path(use: ToolUse, number: int) -> str:
+    """Return the request field of a function's schema."""
+    function = f"functions[{number}]" if use.is_legacy else f"tools[{number}].function"
+    return f"{function}.parameters"
+
+
+def _lost(text: str, use: ToolUse) -> dict[str, list[str]]:
+    """Return what a notation by parameter leaves out of each function's schema, with its place.
+
+    Such a format has no rule for the object as a whole, and may write strings without quotes: then
+    it does not refer to the rule of their schema.
+    """
+    found: dict[str, list[str]] = {}
+    for i, function in enumerate(_callable(use)):
+        schema = function.get("parameters") or {}
+        lost = [f"{keyword} at #" for keyword in schema if keyword not in OF_OBJECTS]
+        for j, (name, inner) in enumerate((schema.get("properties") or {}).items()):
+            if not re.search(rf"(?<![\w-])tool-{i}-{j}(?![\w-])", text):
+                said = inner if isinstance(inner, dict) else ()
+                keywords = (keyword for keyword in said if keyword not in OF_BARE_TEXTS)
+                lost += [f"{keyword} at #/properties/{name}" for keyword in keywords]
+        if lost:
+            found[function["name"]] = lost
+    return found
+
+
+def _callable(use: ToolUse) -> list[dict[str, Any]]:
+    return [f for f in _functions(use) if not use.names or f["name"] in use.names]
 
 
 def _to_check(use: ToolUse) -> dict[str, Any]:
@@ -182,20 +247,16 @@ def _functions(use: ToolUse) -> list[dict[str, Any]]:
     return [tool["function"] for tool in use.tools]
 
 
-def _check_strict_functions(use: ToolUse) -> None:
+def _check_strict_functions(use: ToolUse, lost: Mapping[str, Sequence[str]]) -> None:
     """GrammarInvalid, with its path, for what a strict function says and no grammar can."""
     for i, function in enumerate(_functions(use)):
-        if function.get("strict") is True and function.get("parameters"):
-            path = f"functions[{i}]" if use.is_legacy else f"tools[{i}].function"
-            schemas = {"strict-tool": {"type": "object", **function["parameters"]}}
-            json_schema.embed(schemas, strict=True, param=f"{path}.parameters")
-
-
-def _are_strict(use: ToolUse) -> bool:
-    """Whether every function that may be called says `"strict": true`."""
-    return all(
-        f.get("strict") is True for f in _functions(use) if not use.names or f["name"] in use.names
-    )
+        if function.get("strict") is not True or not function.get("parameters"):
+            continue
+        schemas = {"strict-tool": {"type": "object", **function["parameters"]}}
+        json_schema.embed(schemas, strict=True, param=_path(use, i))
+        for what in lost.get(function["name"], ()):
+            reason = "cannot be enforced while generating, as strict demands"
+            raise GrammarInvalid(f"{what} {reason}", param=_path(use, i))
 
 
 def _shaped(
@@ -220,7 +281,7 @@ def _shaped(
 def _calls(template: ChatTemplate, use: ToolUse) -> tuple[str, tuple[str, ...]]:
     """Return rules for calls of any tool, with CALLS in the place of the root, and warnings."""
     forced = forcing.force(template.format, use.tools, parallel=use.parallel, names=use.names)
-    rules = json_schema.embed(forced.schemas, strict=_are_strict(use), param="tools")
+    rules = _schema_rules(template.format, forced, use)
     # No literal holds a line break as it is, so a line that begins so is the root's own.
     frame = f"\n{forced.text}".replace("\nroot ::= ", f"\n{CALLS} ::= ", 1)
     return f"{frame}\n{rules.text}", rules.warnings

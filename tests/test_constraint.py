@@ -220,3 +220,53 @@ def test_a_wrong_schema_is_refused_also_where_no_call_is_forced():
     with pytest.raises(GrammarInvalid, match="nonsense|type") as caught:
         constrained(ToolUse(({"type": "function", "function": wrong},)))
     assert caught.value.param == "tools"
+
+
+BY_PARAMETER = [format.name for format in FORMATS if format.by_parameter]
+
+
+def of_format(name, use):
+    source = (FOLDER / "chatml_tools.jinja").read_text("utf-8")
+    template = ChatTemplate(source, tool_format=name)
+    return constraint(template, template.render([USER]), use, None)
+
+
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("format", [format.name for format in FORMATS])
+def test_a_function_without_parameters_is_one_in_every_format(format, forced):
+    found = of_format(format, ToolUse((WEATHER,), is_forced=forced))
+    assert "get_weather" in found.grammar or not forced
+
+
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("format", BY_PARAMETER)
+@pytest.mark.parametrize(
+    "parameters", [{"properties": [1]}, {"required": 5}, {"type": 5}, {"properties": {"a": 5}}]
+)
+def test_parameters_that_are_no_schema_are_refused_by_their_path(parameters, format, forced):
+    with pytest.raises(GrammarInvalid) as caught:
+        of_format(format, ToolUse((TIME, called("f", parameters)), is_forced=forced))
+    assert caught.value.param == "tools[1].function.parameters"
+
+
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("format", BY_PARAMETER)
+def test_what_a_notation_by_parameter_has_no_place_for_is_named_and_checked(format, forced):
+    properties = {**SCHEMA["properties"], "day": {"type": "boolean"}}
+    parameters = {"properties": properties, "dependentRequired": {"zone": ["day"]}}
+    found = of_format(format, ToolUse((called("f", parameters),), is_forced=forced))
+    assert any(said.startswith("dependentRequired at # of f cannot") for said in found.warnings)
+    call = {"function": {"name": "f", "arguments": JSON}}
+    assert len(found.problems({"tool_calls": [call]})) == 1
+    with pytest.raises(GrammarInvalid, match="dependentRequired"):
+        of_format(format, ToolUse((called("f", parameters, True),), is_forced=forced))
+
+
+def test_limits_of_a_text_that_is_written_without_quotes_are_named_and_checked():
+    text = {"type": "string", "description": "A place", "pattern": "^[A-Z]+$"}
+    use = ToolUse((called("f", {"type": "object", "properties": {"x": text}}),), is_forced=True)
+    found = of_format("qwen3-coder", use)
+    assert found.warnings[0].startswith("pattern at #/properties/x of f cannot be enforced")
+    assert found.arguments
+    quoted = of_format("hermes", use)
+    assert (quoted.warnings, quoted.needs_check) == ((), False)
