@@ -41,7 +41,7 @@ CHAT_FIELDS = (
     Field("reasoning_format", one_of("none", "deepseek", "auto")),
 )
 # Fields of OpenAI that would change what the answer means: refused, not ignored.
-REFUSED = ("audio",)
+REFUSED = ("audio", "chat_template")
 
 
 @dataclass(frozen=True)
