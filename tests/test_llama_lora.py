@@ -126,6 +126,23 @@ def test_a_norm_that_a_converter_left_in_is_skipped(checked):
     checked({**tensors_for(CHANGED), "output_norm.weight": ((4, 1), array("f", [1.0] * 4))})
 
 
+def test_whatever_the_bytes_are_a_file_is_taken_or_refused(tmp_path):
+    path = tmp_path / "a.gguf"
+    adapter_file(path)
+    good = path.read_bytes()
+    n_head = gguf.read(str(path)).data_start
+    n_taken = 0
+    for seed in range(300):
+        chance, changed = random.Random(seed), bytearray(good)
+        for _ in range(chance.randrange(1, 4)):
+            changed[chance.randrange(n_head)] = chance.randrange(256)
+        path.write_bytes(changed)
+        with contextlib.suppress(ModelFileInvalid):
+            lora.check(gguf.read(str(path)), MODEL)
+            n_taken += 1
+    assert 0 < n_taken < 300
+
+
 @contextlib.contextmanager
 def engine_of(*files, **settings):
     settings = {"n_ctx": 256, "n_parallel": 4, "lora_init_without_apply": True, **settings}
