@@ -116,21 +116,7 @@ class Engine:
         lengths = settings.draft_min, settings.draft_max
         self._guessing = Guessing(guesses or own, n_rows, lengths, self._mark_draft)
         self._embedder = Embedder(open_embedder, on_cpu=settings.n_gpu_layers == 0)
-        # A sequence that may shift and has no limit ends when it has run through what the model
-        # was trained on: one that never says its end token must not run for ever.
-        shifts = max(info.n_ctx_train, self.n_ctx_slot) if settings.context_shift else 0
-        self._intake = Intake(
-            self,
-            self._reader,
-            settings,
-            self._scheduler,
-            self._embedder,
-            self._guessing,
-            n_ctx=self.n_ctx_slot,
-            shifts=shifts,
-            can_generate=can_generate,
-            piece_text=self._piece_text,
-        )
+        self._intake = self._new_intake(settings, can_generate)
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
@@ -147,6 +133,23 @@ class Engine:
             n_sampling_threads=n_sampling_threads,
             clock=clock,
             breadcrumb=self._mark,
+        )
+
+    def _new_intake(self, settings: EngineSettings, can_generate: bool) -> Intake:
+        # A sequence that may shift and has no limit ends when it has run through what the model
+        # was trained on: one that never says its end token must not run for ever.
+        longest = max(self.info.n_ctx_train, self.n_ctx_slot)
+        return Intake(
+            self,
+            self._reader,
+            settings,
+            self._scheduler,
+            self._embedder,
+            self._guessing,
+            n_ctx=self.n_ctx_slot,
+            shifts=longest if settings.context_shift else 0,
+            can_generate=can_generate,
+            piece_text=self._piece_text,
         )
 
     def submit(self, request: Request) -> None:
