@@ -1,8 +1,13 @@
-"""Random templates, seeded: the same text as jinja2, or an error in both; and never a crash."""
+"""Random templates, seeded: the same text as jinja2, or an error in both; and never a crash.
+
+IGLLAMA_FUZZ_ROUNDS=10 is ten times as many of each kind.
+"""
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from libloader.chat.jinja.filters import FILTERS as ALL_FILTERS
 from libloader.chat.jinja.functions import GLOBALS
 from libloader.chat.jinja.methods import METHODS
 
+ROUNDS = int(os.environ.get("IGLLAMA_FUZZ_ROUNDS", "1"))
 CONTEXT = {
     **{"a": 1, "b": -3, "f": 2.5, "s": "one two", "e": "", "z": None, "t": True},
     **{"l": [3, 1, 2], "w": ["b", "A", "a"], "d": {"x": 1, "y": [1, 2], "items": "i"}},
@@ -129,7 +135,7 @@ def prints_an_object(text: str) -> bool:
     return " object" in text or "<method" in text or "<built-in" in text
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(12 * ROUNDS))
 def test_random_templates_render_as_in_jinja2(seed):
     n_texts = 0
     for source in random_templates(seed, 60):
@@ -149,7 +155,7 @@ PIECES = [
 FOLDER = Path(__file__).parent / "data" / "templates"
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(8 * ROUNDS))
 def test_damaged_templates_end_in_a_template_error_or_a_text(seed, monkeypatch):
     monkeypatch.setattr(limits, "MAX_STEPS", 50_000)
     chance = random.Random(seed)
@@ -174,7 +180,7 @@ VALUES = [
 NAMED = ["", "a=1", "attribute='a'", "attribute=3", "case_sensitive=true", "default=1", "width=2"]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(6 * ROUNDS))
 def test_whatever_is_called_with_whatever_ends_in_a_text_or_a_template_error(seed, monkeypatch):
     monkeypatch.setattr(limits, "MAX_STEPS", 50_000)
     chance = random.Random(seed)
@@ -201,3 +207,51 @@ def test_whatever_is_called_with_whatever_ends_in_a_text_or_a_template_error(see
             assert isinstance(render(source, CONTEXT), str), source
         except TemplateError as error:
             assert len(str(error)) < 500
+
+
+GROWTH = [
+    *("{% set ns.s = ns.s ~ ns.s %}", "{% set ns.s = ns.s * 99 %}", "{% set ns.l = ns.l + ns.l %}"),
+    *("{% set ns.s = ns.s|replace('a', 'aaaa') %}", "{% set ns.l = [ns.l, ns.l, ns.l] %}"),
+    *("{% set ns.s = ns.s|indent(900) %}", "{% set ns.s = ns.l|tojson(indent=9) %}", "{{ ns.s }}"),
+    *("{% set ns.s = ns.l|string %}", "{% set ns.l = ns.s|list %}", "{% set ns.n = ns.n * ns.n %}"),
+    *(
+        "{% set ns.l = ns.l|sort|unique|list %}",
+        "{% set ns.s = '%900s'|format(ns.s) %}",
+        "{{ f(3) }}",
+    ),
+    *("{% set ns.s = ns.l|join(ns.s) %}", "{% set ns.l = ns.s.split('a') %}", "{{ ns.l == ns.l }}"),
+    *(
+        "{% set ns.l = range(99999)|list %}",
+        "{% set ns.s = ns.s.replace('', ns.s) %}",
+        "{{ ns.l }}",
+    ),
+    *(
+        "{% set ns.d = {'a': ns.d, 'b': ns.d} %}",
+        "{{ ns.d|tojson }}",
+        "{% set ns.l = ns.l[::-1] %}",
+    ),
+    *("{% set ns.n = ns.n ** 9 %}", "{{ ns.s in ns.s }}", "{% set ns.s = ns.s|title|trim %}"),
+]
+START = (
+    "{% macro f(n) %}a{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{% set ns = namespace(s='a', l=[1], n=3, d={}) %}"
+)
+SLOWEST_S = 10.0  # of one core; all steps that a template may take are a fifth of it
+
+
+@pytest.mark.parametrize("seed", range(6 * ROUNDS))
+def test_a_template_that_grows_whatever_it_can_ends_soon(seed):
+    """E12: whichever of the limits it meets first."""
+    chance = random.Random(seed)
+    for _ in range(2):
+        body = "".join(chance.choices(GROWTH, k=chance.randint(1, 5)))
+        for _ in range(chance.randint(1, 4)):
+            values = chance.choice(("range(9)", "range(99999)", "ns.l", "ns.s"))
+            body = f"{{% for x in {values} %}}{body}{{% endfor %}}"
+        start = time.process_time()
+        try:
+            text = render(START + body, CONTEXT)
+        except TemplateError as error:
+            text = str(error)
+        assert len(text) <= limits.MAX_OUTPUT
+        assert time.process_time() - start < SLOWEST_S, body

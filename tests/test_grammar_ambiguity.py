@@ -23,6 +23,7 @@ EXPLOSIVE = {
     "optional after a free one": "root ::= [^a] x?{0,40}" + WORD,
     "one space or two": 'root ::= ("  " | " "){0,30} "."',
     "a tree with no brackets": "root ::= y\ny ::= x y y | x" + WORD,
+    "a loop of pieces, counted": 'root ::= [a-z]{2,3}*{0,40} "."',
     "behind a long literal": f'root ::= "{"b" * 3000}" ("a"?){{0,50}}',
     "in an object": r"""
         root ::= "{" pair ("," pair)* "}"
@@ -108,7 +109,7 @@ USUAL = {
     "kana": "root ::= ([ぁ-ゟ] | [ァ-ヿ] | [、-〾] | [一-鿿])+ ([ \\n] ([ぁ-ゟ] | [一-鿿])+)*",
     "anything": "root ::= .*",
     "two long counts": 'root ::= [a-z]{0,200} [a-z]{0,200} "."',
-    "loops in loops": "root ::= (([a-z]+)+)+",
+    "loops in loops": "root ::= ([a-z]+)+",
     "one or two": 'root ::= ([a-z] | [a-z] [a-z])* "."',
     "eight loops": "root ::= " + " ".join(["[a-z]*"] * 8) + ' "."',
     "a few optional": 'root ::= ("a"?){0,10}',

@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from libloader.grammar.expr import Chars
 from libloader.grammar.flat import Matcher
 
-N_SHORT = 7  # characters that many tokens have before one that may not fit, as in "getName"
-MAX_SHORT_WAYS = 10_000
+# Characters that tokens have before one that may not fit, as in "getName" -> ways to allow.
+MAX_WAYS = {7: 10_000, 12: 300_000}
 N_WORD, N_RUN = 20, 64  # characters of the longest words, and of spaces, dashes and other signs
 MAX_STEPS = 300_000  # to find out about one token
 MAX_HELD = 2_000  # frames of the stacks that a text leaves, more than before: each is copied
@@ -93,8 +93,9 @@ class Survey:
         n_token = N_WORD if _is_in_words(code) else N_RUN
         for layer in layers[: n_token // 2]:  # from there on, half a token was read already
             self._walked[code].update(layer)
-        if max(sum(layer.values()) for layer in layers[:N_SHORT]) > MAX_SHORT_WAYS:
-            return True
+        for length, n_ways in MAX_WAYS.items():
+            if max(sum(layer.values()) for layer in layers[:length]) > n_ways:
+                return True
         return self._n_steps(layers[: n_token + 1], code) > MAX_STEPS
 
     def _read(self, ways: Counter[int], code: int) -> Counter[int]:
