@@ -216,7 +216,7 @@ def test_a_child_over_its_memory_limit_is_a_crash_like_any_other():
         bad = send(engine, ask("bad", "boom !sample:oom"))
         bad.wait()
         send(engine, ask("next")).wait()
-        assert engine.status().last_exit == "SIGABRT"
+        assert engine.status().last_exit == "SIGABRT: out of memory, limited by --memory-limit"
     assert bad.failure == "EngineCrashed"
 
 
