@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
 
 import pytest
 from serving import ROOT
+from web_client import wait_until, web_server
 
 SPEC = importlib.util.spec_from_file_location("soak", ROOT / "scripts" / "soak.py")
 soak = importlib.util.module_from_spec(SPEC)
@@ -66,6 +68,40 @@ def test_a_client_without_an_answer_is_noticed():
     tally = soak.Tally()
     tally.problem("hung", "plain")
     assert verdict(tally) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+@pytest.mark.parametrize("what", ["slow-header", "slow-body", "slow-reader"])
+def test_attackers_stay_for_as_long_as_they_are_told(what):
+    routes = {("POST", "/v1/chat/completions"): lambda exchange: exchange.reply(200, b"x" * 9)}
+    with web_server(routes) as web:
+        ran = attacks(what, web.port, "--clients", "20", "--seconds", "1.0")
+        wait_until(lambda: web.figure("connections") >= 20)
+        assert set(json.loads(ran.communicate(timeout=30)[0])) == {"closed"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+def test_a_burst_and_a_probe_tell_how_long_each_answer_took():
+    routes = {("GET", "/health"): lambda exchange: exchange.reply_json({"restarts": 0})}
+    with web_server(routes) as web:
+        burst = json.loads(attacks("burst", web.port, "--clients", "30").communicate(timeout=60)[0])
+        probe = json.loads(
+            attacks("probe", web.port, "--seconds", "0.3").communicate(timeout=60)[0]
+        )
+    assert len(burst) == 30 and min(burst) > 0
+    assert probe and max(probe) < 30_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+def test_an_answer_that_is_no_health_counts_as_none():
+    with web_server({("GET", "/health"): lambda exchange: exchange.reply_json({})}) as web:
+        burst = json.loads(attacks("burst", web.port, "--clients", "5").communicate(timeout=60)[0])
+    assert burst == [-1] * 5
+
+
+def attacks(what: str, port: int, *options: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "scripts" / "attacks.py"), what, str(port), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 @pytest.mark.native

@@ -134,6 +134,79 @@ def test_attackers_in_every_phase_do_not_slow_a_health_check_down():
         assert web.figure("shed_connections") >= 60
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1234",
+        request_bytes("GET", "/health"),
+    ],
+    ids=["silent", "half a head", "half a body", "kept after an answer"],
+)
+def test_who_owes_us_a_request_has_no_thread(start):
+    """B02 B03 B04"""
+    with web_server() as web, ExitStack() as stack:
+        web.ask("GET", "/health")
+        wait_until(lambda: web.figure("n_connections") == 0)
+        before = n_threads()
+        clients = [stack.enter_context(web.connect()) for _ in range(40)]
+        for client in clients:
+            client.send(start)
+        wait_until(lambda: web.figure("n_connections") == 40)
+        wait_until(lambda: n_threads() <= before + 2)
+        assert web.ask("GET", "/health").status == 200
+
+
+def test_health_is_answered_when_every_thread_is_busy_and_others_are_told_after_a_while():
+    """B09 H06"""
+    held = Held()
+    routes = {("GET", "/held"): held, ("GET", "/other"): lambda exchange: exchange.reply_json({})}
+    with web_server(routes, n_threads=3, n_threads_reserved=1, shed_after_s=0.1) as web:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(web.connect()) for _ in range(3)]
+            for client in clients:
+                client.send(request_bytes("GET", "/held"))
+            wait_until(lambda: web.figure("n_working") == 3)
+            assert web.ask("GET", "/health").status == 200
+            refused = web.ask("GET", "/other")
+            assert (refused.status, refused.error["type"]) == (503, "overloaded_error")
+            assert web.ask("GET", "/health").status == 200
+            held.end.set()
+            assert [client.response().status for client in clients] == [200] * 3
+        assert web.ask("GET", "/other").status == 200
+
+
+def test_a_request_waits_for_a_thread_and_is_served_by_the_next_that_is_free():
+    """B01 B09"""
+    held = Held()
+    routes = {("GET", "/held"): held, ("GET", "/other"): lambda exchange: exchange.reply_json({})}
+    with ExitStack() as stack:
+        web = stack.enter_context(web_server(routes, n_threads=1, shed_after_s=5.0))
+        busy, waiting = (stack.enter_context(web.connect()) for _ in range(2))
+        busy.send(request_bytes("GET", "/held"))
+        wait_until(lambda: web.figure("n_working") == 1)
+        waiting.send(request_bytes("GET", "/other"))
+        time.sleep(0.1)
+        held.end.set()
+        assert busy.response().status == waiting.response().status == 200
+
+
+def test_a_long_body_that_does_not_come_loses_its_thread_to_others():
+    """B04: chunked, so that it is read by a thread."""
+    head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    routes = {("GET", "/other"): lambda exchange: exchange.reply_json({})}
+    settings = {"n_threads": 2, "shed_after_s": 0.3, "body_s": 20.0, "ping_s": 0.2}
+    with ExitStack() as stack:
+        web = stack.enter_context(web_server(routes, **settings))
+        slow = [stack.enter_context(web.connect()) for _ in range(2)]
+        for client in slow:
+            client.send(head + b"5\r\n12")
+        time.sleep(0.4)
+        assert web.ask("GET", "/other").status == 200
+        assert web.figure("shed_connections") >= 1
+
+
 def test_when_every_place_is_worked_for_the_newcomer_is_told_so_at_once():
     """B09"""
     held = Held()
