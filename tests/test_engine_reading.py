@@ -149,6 +149,19 @@ def test_a_crash_while_nothing_else_is_done_has_its_culprit(bench):
     assert judge(Exit("SIGSEGV"), crumb, ("long",)).culprit == "long"
 
 
+def test_a_text_that_is_read_for_ever_stops_the_loop_in_plain_sight(bench):
+    bench.submit("stream", "hello", max_tokens=100)
+    start_reading(bench)
+    bench.clock.pass_s(reading.OVERDUE_S + 1)
+    stuck = threading.Thread(target=bench.engine.step)
+    stuck.start()
+    stuck.join(0.05)
+    assert stuck.is_alive() and bench.trail[-1][:2] == ("tokenize", "long")
+    bench.gate.set()
+    stuck.join(10)
+    assert not stuck.is_alive()
+
+
 def test_closing_waits_for_the_thread_that_reads(bench):
     start_reading(bench)
     closing = threading.Thread(target=bench.engine.close)

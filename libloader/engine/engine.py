@@ -110,7 +110,7 @@ class Engine:
         self.n_ctx_slot = n_ctx_slot(context, settings)
         self._reader = PromptReader(model.vocab, self.n_ctx_slot)
         self._scheduler = Scheduler(context, self.n_parallel, store or PrefixStore(0))
-        self._desk = ReadingDesk()
+        self._desk = ReadingDesk(clock)
         own = Lookups() if settings.lookup else None
         n_rows = min(context.n_ubatch, batch.capacity)
         lengths = settings.draft_min, settings.draft_max
@@ -190,6 +190,8 @@ class Engine:
         """Bring everyone who runs one token further; return what happened. One thread only."""
         self._decoding.step += 1
         self._read_inbox()
+        if self._desk.is_overdue:
+            self._wait_for_others(None)
         self._take_readings()
         # KV cells may move: no single request's doing.
         self._mark("schedule", "", self._decoding.step)
@@ -249,13 +251,13 @@ class Engine:
             phase, request_ids = ("prefill" if phase == "prefill" else "decode"), beside
         self._breadcrumb(phase, request_ids, step)
 
-    def _wait_for_others(self) -> None:
+    def _wait_for_others(self, most_s: float | None = MOMENT_S) -> None:
         """With nothing to decode, sleep until a prompt has been read or a state loaded."""
         coming = self._scheduler.coming() + self._desk.results
         if self._desk:
             self._breadcrumb("tokenize", self._desk.ids, self._decoding.step)
         if coming:
-            wait(coming, MOMENT_S, FIRST_COMPLETED)
+            wait(coming, most_s, FIRST_COMPLETED)
 
     # -- the life of a request ------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ Laws:
 - A short job is done at once, by whoever asks: nothing is won by a second thread.
 - Long jobs are done one after the other, in the order in which they came. A request stands in line
   for a slot once it has been read; so a short one may overtake a long one that came before it.
+- A job that takes too long stops the loop as well, so that whoever watches the engine sees that it
+  hangs, and in whose prompt.
 - The thread has a stack as large as the engine's: a regular expression of libllama recurses.
 """
 
@@ -30,6 +32,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 LONG_CHARS = 16 << 10  # about 10 ms of tokenizing
+OVERDUE_S = 60.0  # for one job: a hundred times what a megabyte of text takes
 STACK_BYTES = 64 << 20
 SLICE = 1024  # items that are handled before others may run
 
@@ -45,9 +48,11 @@ class Reading(NamedTuple):
 class ReadingDesk:
     """Owns the thread and all readings on it. Engine thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._pool: ThreadPoolExecutor | None = None
         self._readings: dict[str, Reading] = {}
+        self._since_s = 0.0  # when the last job ended, or the first came
 
     def __len__(self) -> int:
         return len(self._readings)
@@ -76,12 +81,18 @@ class ReadingDesk:
             result = self._pool.submit(job)
         finally:
             threading.stack_size(usual)
+        self._since_s = self._since_s if self._readings else self._clock()
         self._readings[live.request.id] = Reading(live, steps, result)
 
     def done(self) -> Iterator[Reading]:
         """Take away all whose job is done."""
         for name in [name for name, reading in self._readings.items() if reading.result.done()]:
+            self._since_s = self._clock()
             yield self._readings.pop(name)
+
+    @property
+    def is_overdue(self) -> bool:
+        return bool(self._readings) and self._clock() - self._since_s > OVERDUE_S
 
     def drop(self, request_id: str) -> None:
         """Forget a reading; a job that has begun runs to its end, for nobody."""
