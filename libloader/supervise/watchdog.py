@@ -18,7 +18,11 @@ _WINDOW = 256  # steps remembered
 class Watchdog:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._floor_s = {"prefill": limits.hung_prefill_s, "load": limits.hung_load_s}
+        self._floor_s = {
+            "": limits.hung_load_s,  # a new interpreter that has not come to its first mark
+            "load": limits.hung_load_s,
+            "prefill": limits.hung_prefill_s,
+        }
         self._steps_ms: deque[float] = deque(maxlen=_WINDOW)
         self._beat = -1
         self._moved_at = 0.0
