@@ -1,7 +1,9 @@
 """An answer as OpenAI's JSON: however the text is cut, the deltas add up to the plain message."""
 
 import itertools
+import json
 import random
+from pathlib import Path
 
 import pytest
 from chat_scenarios import WEATHER
@@ -109,3 +111,29 @@ def test_tokens_of_reasoning_are_counted():
     for piece in ("<think>", "Hm.", "</think>", "Hi!"):
         reader.feed(piece, 1)
     assert reader.n_reasoning_tokens == 3
+
+
+FOLDER = Path(__file__).parent / "data" / "tool_calls"
+CASES = sorted(FOLDER.glob("*/*.json"))
+
+
+def json_deltas(format, pieces):
+    numbers = itertools.count()
+    options = {"format": format_named(format), "make_id": lambda: f"id{next(numbers)}"}
+    reader = MessageReader(AnswerReader(THINK, **options))
+    deltas = [delta for piece in pieces for delta in reader.feed(piece, 1)]
+    return deltas + reader.finish("stop")[0], reader.n_reasoning_tokens
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_what_streams_adds_up_to_the_plain_message_however_it_is_cut(path):
+    text = "<think>\nHm. <tool_call>\n</think>\n\n" + json.loads(path.read_text("utf-8"))["text"]
+    format, chance = path.parent.name, random.Random(path.stem)
+    whole = message(json_deltas(format, [text])[0])
+    assert whole["reasoning_content"].startswith("Hm. <tool_call>")
+    for _ in range(15):
+        cuts = sorted(chance.randint(0, len(text)) for _ in range(chance.randint(1, 20)))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)])]
+        deltas, _ = json_deltas(format, pieces)
+        assert message(deltas) == whole
+        assert all(all(delta.values()) for delta in deltas)  # nothing is sent for nothing

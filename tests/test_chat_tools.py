@@ -208,6 +208,32 @@ def test_a_very_long_call_does_not_slow_down():
     assert len(reader._buffer) < 100
 
 
+BARE = {
+    "qwen3-coder": "<tool_call>\n<function=get_weather>\n<parameter=place>\n{}\n</parameter>",
+    "glm": "<tool_call>get_weather\n<arg_key>place</arg_key>\n<arg_value>{}</arg_value>",
+    "minimax-m2": '<minimax:tool_call><invoke name="get_weather"><parameter name="place">{}'
+    "</parameter>",
+    "minicpm": '<function name="get_weather"><param name="place"><![CDATA[{}]]></param>',
+    "deepseek-dsml": '<｜DSML｜tool_calls><｜DSML｜invoke name="get_weather">'
+    '<｜DSML｜parameter name="place" string="true">{}</｜DSML｜parameter>',
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_text_that_is_written_bare_streams_as_it_comes(name):
+    """A file that a model writes into an argument reaches the client line by line."""
+    before, after = BARE[name].split("{}")
+    reader = Reader(tools.format_named(name), TOOLS, lambda: "id")
+    deltas = reader.feed(before)
+    for _ in range(3000):
+        new = reader.feed('a "b"\n</p')
+        assert new and len(reader._buffer) < 40
+        deltas += new
+    deltas += reader.feed(after)
+    (call,) = collect(deltas).calls
+    assert json.loads(call.arguments + "}") == {"place": 'a "b"\n</p' * 3000}
+
+
 # --- choosing a format ---------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ def test_a_request_survives_the_pipe():
         stop=("x",),
         resume=((1, 2), ()),
         labels=("yes", "no"),
+        thinking=core.Thinking(5, "<think>", "</think>", "\n</think>", opened=True),
     )
     assert core.from_wire(core.Request, through_json(core.to_wire(request))) == request
 

@@ -53,11 +53,11 @@ def _read_call(reader: Reader) -> Steps:
             break
         yield from reader.expect(PARAMETER)
         key, kind = yield from reader.until(AS_TEXT, AS_JSON, '">')
-        text, _ = yield from reader.until(PARAMETER_END)
         if kind == AS_TEXT:
-            members.add(key, text)
-        else:
-            members.add_text(key, text)
+            yield from members.stream_text(key, PARAMETER_END)
+            continue
+        text, _ = yield from reader.until(PARAMETER_END)
+        members.add_text(key, text)
     members.end()
 
 

@@ -38,13 +38,12 @@ def read(reader: Reader, trigger: str) -> Steps:
             break
         yield from reader.expect(PARAM)
         key, _ = yield from reader.until(NAMED)
-        if (yield from reader.skip(CDATA)):
-            text, _ = yield from reader.until(CDATA_END)
-            yield from reader.spaces()
-            yield from reader.expect(PARAM_END)
+        end = CDATA_END + PARAM_END if (yield from reader.skip(CDATA)) else PARAM_END
+        if members.is_text(key):
+            yield from members.stream_text(key, end)
         else:
-            text, _ = yield from reader.until(PARAM_END)
-        members.add_text(key, text)
+            text, _ = yield from reader.until(end)
+            members.add_text(key, text)
     members.end()
     reader.done()
 

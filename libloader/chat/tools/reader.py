@@ -231,14 +231,16 @@ class Reader:
 
     def until(self, *literals: str) -> Steps:
         """Return (text, literal): all up to the first of `literals`, and go past that."""
+        searched = self._position  # what has been searched in vain is not searched again
         while True:
-            places = [(self._buffer.find(each, self._position), each) for each in literals]
+            places = [(self._buffer.find(each, searched), each) for each in literals]
             found = [place for place in places if place[0] >= 0]
             if found:
                 index, literal = min(found)
                 text = self._buffer[self._position : index]
                 self._position = index + len(literal)
                 return text, literal
+            searched = max(searched, len(self._buffer) - max(map(len, literals)) + 1)
             yield from self.wait()
 
     def name(self) -> Steps:
@@ -297,6 +299,27 @@ class Reader:
             if end or self._closed:
                 return end
             yield
+
+    def text_until(self, end: str, padding: str, write: Callable[[str], None]) -> Steps:
+        """Hand all up to `end`, which may have `padding` before it, to `write` as it comes.
+
+        Only for text inside a call that is announced: what is handed on will not become content.
+        """
+        while True:
+            text = self._buffer[self._position :]
+            before, found, _ = text.partition(end)
+            if found:
+                certain = (
+                    before[: -len(padding)] if padding and before.endswith(padding) else before
+                )
+            else:
+                certain = text[: len(text) - max(overlap(text, end), overlap(text, padding + end))]
+            write(certain)
+            self._position += len(before + end) if found else len(certain)
+            self.done()
+            if found:
+                return
+            yield from self.wait()
 
     # --- for formats: writing calls ---------------------------------------------------------------
 

@@ -54,6 +54,9 @@ def read_call(reader: Reader, shape: Shape) -> Steps:
         yield from reader.expect(shape.key)
         key, _ = yield from reader.until(shape.key_end)
         yield from reader.spaces_before(shape.value)
+        if members.is_text(key.strip()):
+            yield from members.stream_text(key.strip(), shape.parameter_end, shape.padding)
+            continue
         text, _ = yield from reader.until(shape.parameter_end)
         members.add_text(key.strip(), _unpadded(text, shape.padding))
     members.end()
