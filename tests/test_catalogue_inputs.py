@@ -311,6 +311,8 @@ def test_one_more_than_the_queue_holds_is_told_to_come_again(slow_home: Home, bu
     status, headers, raw = slow_home.served.request("POST", CHAT, chat_body(HELLO))
     assert (status, json.loads(raw)["error"]["code"]) == (429, "queue_full")
     assert int(headers["Retry-After"]) >= 1
+    status, _, raw = slow_home.served.request("POST", CHAT, b"{")
+    assert status == 429, "work was spent on a body that cannot be taken"
     assert not any(stream.is_over for stream in busy)
     for stream in waiting:
         stream.leave()

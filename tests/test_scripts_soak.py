@@ -84,10 +84,8 @@ def test_attackers_stay_for_as_long_as_they_are_told(what):
 def test_a_burst_and_a_probe_tell_how_long_each_answer_took():
     routes = {("GET", "/health"): lambda exchange: exchange.reply_json({"restarts": 0})}
     with web_server(routes) as web:
-        burst = json.loads(attacks("burst", web.port, "--clients", "30").communicate(timeout=60)[0])
-        probe = json.loads(
-            attacks("probe", web.port, "--seconds", "0.3").communicate(timeout=60)[0]
-        )
+        burst = told_by("burst", web.port, "--clients", "30")
+        probe = told_by("probe", web.port, "--seconds", "0.3")
     assert len(burst) == 30 and min(burst) > 0
     assert probe and max(probe) < 30_000
 
@@ -95,13 +93,17 @@ def test_a_burst_and_a_probe_tell_how_long_each_answer_took():
 @pytest.mark.skipif(sys.platform != "linux", reason="epoll")
 def test_an_answer_that_is_no_health_counts_as_none():
     with web_server({("GET", "/health"): lambda exchange: exchange.reply_json({})}) as web:
-        burst = json.loads(attacks("burst", web.port, "--clients", "5").communicate(timeout=60)[0])
+        burst = told_by("burst", web.port, "--clients", "5")
     assert burst == [-1] * 5
 
 
 def attacks(what: str, port: int, *options: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "scripts" / "attacks.py"), what, str(port), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def told_by(what: str, port: int, *options: str) -> list:
+    return json.loads(attacks(what, port, *options).communicate(timeout=60)[0])
 
 
 @pytest.mark.native

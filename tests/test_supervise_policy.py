@@ -203,6 +203,23 @@ def test_a_request_that_crashes_a_decode_alone_and_again_is_poison_too():
     assert isinstance(front.policy.refusal(front.now, ask("b", "poison")), errors.RequestPoisoned)
 
 
+def test_who_stood_beside_a_kill_from_outside_is_not_poison_but_two_kills_in_a_row_are_its_own():
+    front = Front(Limits(crashes_max=1000)).up()
+    for name in ("a", "b", "c"):
+        front.submit(name, prompt="popular")
+        front.end(KILL, "sample", name)
+        front.restart()
+        front.step(token(name), done(name))
+    assert front.failures() == {}
+    assert front.policy.refusal(front.now, ask("d", "popular")) is None
+    front.submit("d", prompt="popular")
+    for _ in range(2):
+        front.end(KILL, "sample", "d")
+        front.restart()
+    assert front.failures() == {"d": "EngineCrashed"}
+    assert isinstance(front.policy.refusal(front.now, ask("e", "popular")), errors.RequestPoisoned)
+
+
 def test_bystanders_of_a_crashed_batch_are_not_poison():
     front = Front().up()
     front.submit("a", prompt="water")

@@ -354,10 +354,12 @@ class Policy:
     def _settle(self, verdict: Verdict) -> None:
         """Fail who is to fail; the ledger sends the others again."""
         alone = verdict.culprit or (verdict.suspects[0] if len(verdict.suspects) == 1 else "")
-        if alone in self._ledger:
-            self._poison.count(self._ledger.request(alone), self._now)
         n_sent = len(self._ledger.sent())
         failed = self._ledger.engine_lost(verdict)
+        # A suspect may have stood beside a kill from outside; two in a row are its own.
+        n_crashes = 1 if verdict.culprit else 2 * (alone in failed)
+        for _ in range(n_crashes if alone in self._ledger else 0):
+            self._poison.count(self._ledger.request(alone), self._now)
         for name in failed:
             self._fail(name, self._crash_error(name == alone))
         self._counts["blamed"] += len(failed)
