@@ -24,6 +24,7 @@ EXPLOSIVE = {
     "one space or two": 'root ::= ("  " | " "){0,30} "."',
     "a tree with no brackets": "root ::= y\ny ::= x y y | x" + WORD,
     "a loop of pieces, counted": 'root ::= [a-z]{2,3}*{0,40} "."',
+    "a loop counted twice": 'root ::= "ab"*{0,40}{0,40}',
     "behind a long literal": f'root ::= "{"b" * 3000}" ("a"?){{0,50}}',
     "in an object": r"""
         root ::= "{" pair ("," pair)* "}"

@@ -21,6 +21,7 @@ MAX_WAYS = {7: 10_000, 12: 300_000}
 N_WORD, N_RUN = 20, 64  # characters of the longest words, and of spaces, dashes and other signs
 MAX_STEPS = 300_000  # to find out about one token
 MAX_HELD = 2_000  # frames of the stacks that a text leaves, more than before: each is copied
+MAX_SAME = 32  # ways to have come to one place without reading anything
 MAX_FRAMES = 1_000
 MAX_STACKS = 8_000  # that follow those places
 MAX_READS = 6_000  # of a character, in all
@@ -42,6 +43,8 @@ class Survey:
         matcher = self._matcher
         groups = [matcher.stacks, *(matcher.after(frame) for frame in self._frames())]
         for group in dict.fromkeys(group for group in groups if len(group) > 1):
+            if max(Counter(map(matcher.place_of, group)).values()) > MAX_SAME:
+                return matcher.alternative_of(min(group))
             for code in self._contested(group):
                 if self._explodes(group, code):
                     return matcher.alternative_of(min(group))
