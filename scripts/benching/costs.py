@@ -57,11 +57,14 @@ def largest_gaps(target: Target, n_words: int, number: int) -> tuple[float, floa
     With log probabilities each token is a chunk of its own: half characters hide none.
     """
     running = client.chat(target, f"round {number}", 500, logprobs=True, top_logprobs=0)
-    long = client.chat(target, prose.words(n_words, ("long", number)), 1, stream=False)
     load = client.Load()
     load.add(running)
-    load.add_when(lambda: len(running.parts) > 40, lambda: long)
+    load.add_when(
+        lambda: len(running.parts) > 40,
+        lambda: client.chat(target, prose.words(n_words, ("long", number)), 1, stream=False),
+    )
     load.run()
+    long = load.calls[1]
     times = [when for when, part in running.parts for _ in range(part.count(b'"logprobs":{'))]
     before = arithmetic.largest_gap(times, times[0], long.sent_at)
     return arithmetic.largest_gap(times, long.sent_at, long.ended_at), before
@@ -81,7 +84,10 @@ def channel(run: Run) -> Iterator[Row]:
             warm_up(target, 16)
             for number in run.rounds():
                 before = sums(folder)
+                clock = processes.CpuClock(processes.family(target.pid)[1:])
                 elapsed = sixteen_streams(target, number, n_tokens)
+                # On a busy machine steps take longer than their work, which would flatter us.
+                elapsed = min(elapsed, clock.elapsed_s() / run.threads_for("S") or elapsed)
                 spent = {name: b - a for name, a, b in zipped(before, sums(folder))}
                 n_steps = int(spent["child calls"])
                 piped = spent["child"] + spent["feed"] + spent["check"]

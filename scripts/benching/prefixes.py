@@ -77,11 +77,15 @@ def from_live(run: Run, model: str) -> Found:
 
 def live_ratio(target: Target, prefix: Prefix, cold_s: float) -> tuple[float, float, float]:
     running = client.chat(target, prefix.with_tail("running"), 96)
-    second = client.chat(target, prefix.with_tail("second"), 1, stream=False)
     load = client.Load()
     load.add(running)
-    load.add_when(lambda: running.has_begun, lambda: second)
+    # Made when it is sent: a connection that says nothing for long is closed.
+    load.add_when(
+        lambda: running.has_begun,
+        lambda: client.chat(target, prefix.with_tail("second"), 1, stream=False),
+    )
     load.run()
+    second = load.calls[1]
     counts = second.counts()
     part = counts["cached_tokens"] / counts["prompt_tokens"]
     alive = running.text_times()[0] < second.sent_at and second.ended_at < running.ended_at
