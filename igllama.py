@@ -529,9 +529,9 @@ def serve(arguments: Sequence[str]) -> int:
         raise errors.UsageError(f"no model given; type: {options.USAGE}\n(--help lists the flags)")
     logs = log.start_logging(sys.stderr, flags.log_level.upper())
     file = gguf.read(flags.model)  # broken: one clear line before anything else happens
-    advice = sampling.defaults_of(gguf.recommended_sampling(file), options.sampling(flags))
+    advice = gguf.recommended_sampling(file)
     signals = service.listen_for_signals()
-    app = App(flags, service.make_engine(flags), advice)
+    app = App(flags, service.make_engine(flags), sampling_defaults(flags, advice))
     threading.stack_size(HTTP_STACK_BYTES)
     listening = sockets.inherited_sockets(os.environ) or service.addresses(flags)
     server = Server(listening, bind_routes(app), service.web_settings(flags), describe_error)
@@ -540,7 +540,8 @@ def serve(arguments: Sequence[str]) -> int:
         server.start()
         if service.start_engine(app.engine, signals):
             app.template()  # a broken one is said now, not to the first client
-            print(service.start_block(app.name, app.info(), flags, server.urls), flush=True)
+            block = service.start_block(app.name, app.info(), flags, server.urls, advice)
+            print(block, flush=True)
             notify("READY=1", os.environ)
             service.run_until_signalled(flags, app.engine, server, signals)
         return 0
@@ -548,6 +549,11 @@ def serve(arguments: Sequence[str]) -> int:
         app.engine.stop()
         server.close(1.0)
         logs.stop()
+
+
+def sampling_defaults(flags: argparse.Namespace, advice: Mapping[str, float]) -> sampling.Defaults:
+    """What holds where a request says nothing; the model file's advice only when asked for."""
+    return sampling.defaults_of(advice if flags.model_sampling else {}, options.sampling(flags))
 
 
 def bind_routes(app: App) -> dict[tuple[str, str], Callable[[Exchange], None]]:

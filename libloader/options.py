@@ -154,7 +154,9 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--pooling", "", "pooling of embeddings; default: the model's, else mean",
                choice("none", "mean", "cls", "last", "rank"), "TYPE"),
     ),
-    "sampling, where a request says nothing (else the model's own advice holds)": (
+    "sampling, where a request says nothing": (
+        Option("--model-sampling", False, "what the model file advises, where no flag says else",
+               None),
         Option("--temp --temperature", "", "temperature; 0 = always the likeliest token",
                decimal(0, 5), "T"),
         Option("--top-k", "", "choose among the N likeliest tokens; 0 = all", whole(0), "N"),

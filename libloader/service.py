@@ -12,7 +12,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -178,9 +178,16 @@ def reload_keys(flags: argparse.Namespace, server: Server) -> None:
 
 
 def start_block(
-    name: str, info: core.ModelInfo, flags: argparse.Namespace, urls: Sequence[str]
+    name: str,
+    info: core.ModelInfo,
+    flags: argparse.Namespace,
+    urls: Sequence[str],
+    advice: Mapping[str, float],
 ) -> str:
-    """What is printed once the model is loaded: one readable block, ending in a line to paste."""
+    """What is printed once the model is loaded: one readable block, ending in a line to paste.
+
+    `advice`: sampling values from the model file, by request name.
+    """
     url = urls[0]
     rows = (
         ("library", f"{info.library_release}  {info.library_path}"),
@@ -189,6 +196,7 @@ def start_block(
         ("model", f"{name}  {info.architecture}, {info.n_params / 1e6:,.1f}M parameters"),
         ("context", f"{info.n_ctx_slot} tokens in each of {info.n_slots} slots"),
         ("memory", memory_text(info, flags)),
+        ("advice", advice_text(advice, flags)),
         ("lacks", ", ".join(name for name in info.missing if name in NOTEWORTHY)),
         ("listening", " ".join(urls)),
     )
@@ -206,6 +214,12 @@ def first_request(info: core.ModelInfo) -> tuple[str, str]:
     if info.pooling == "rank":
         return "/v1/rerank", '{"query":"Hello!","documents":["Hi!","Bye!"]}'
     return ("/embedding" if info.pooling == "none" else "/v1/embeddings"), '{"input":"Hello!"}'
+
+
+def advice_text(advice: Mapping[str, float], flags: argparse.Namespace) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in advice.items())
+    used = "used" if flags.model_sampling else "not used without --model-sampling"
+    return f"{values} ({used})" if values else ""
 
 
 def memory_text(info: core.ModelInfo, flags: argparse.Namespace) -> str:

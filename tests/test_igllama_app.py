@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 
 import igllama
-from libloader import core, options
+from libloader import core, options, service
 
 PLAIN, WITH_TOOLS = "plain {{ messages }}", "tools {{ tools }} {{ messages }}"
 
@@ -35,3 +35,17 @@ def test_a_template_that_the_user_chose_is_for_all(tmp_path):
     served = app("--chat-template", path, chat_template=PLAIN, tool_template=WITH_TOOLS)
     assert served.template().source == served.template(with_tools=True).source
     assert served.template().source.startswith("own")
+
+
+def test_what_a_model_file_advises_is_shown_and_used_only_when_asked_for():
+    advice = {"temperature": 0.6, "top_k": 20}
+    for flags, holds, words in (
+        ((), core.Sampling().temperature, "not used without --model-sampling"),
+        (("--model-sampling",), 0.6, "(used)"),
+        (("--model-sampling", "--temp", "0.2"), 0.2, "(used)"),
+    ):
+        parsed = options.parse(["model.gguf", *flags], {})
+        assert igllama.sampling_defaults(parsed, advice).sampling.temperature == holds
+        block = service.start_block("m", core.ModelInfo(), parsed, ["http://x"], advice)
+        assert "advice     temperature 0.6, top_k 20" in block and words in block
+    assert "advice" not in service.start_block("m", core.ModelInfo(), parsed, ["http://x"], {})
