@@ -263,7 +263,8 @@ def _from_environment(row: Option, environment: Mapping[str, str]) -> Any:
 
 def sampling(options: argparse.Namespace) -> dict[str, float]:
     """The sampling values that flags gave, by the names of request fields."""
-    rows = next(rows for title, rows in OPTIONS.items() if title.startswith("sampling"))
+    group = next(rows for title, rows in OPTIONS.items() if title.startswith("sampling"))
+    rows = [row for row in group if row.convert is not None]
     given = {row.dest: getattr(options, row.dest) for row in rows if is_set(options, row.dest)}
     return {SAMPLING_NAMES.get(dest, dest): value for dest, value in given.items()}
 
