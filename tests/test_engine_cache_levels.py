@@ -57,6 +57,34 @@ def test_a_look_up_compares_few_of_many_saved_states_that_begin_alike(monkeypatc
     assert 0 < len(looked) <= prefix_cache.MAX_SAVED_ALIKE + 2  # and two slots
 
 
+def finished_chats(store, *, unified=True):
+    context = FakeContext(4096, 4, unified=unified)
+    bench = Bench(context, n_parallel=4, store=store)
+    context.tokens_of = never_ending
+    for number in range(3):
+        say(bench, f"chat{number}", [number + 1] * 300)
+    bench.submit("stream", [9] * 20, max_tokens=4)
+    bench.step(2)
+    return bench, context
+
+
+def test_finished_chats_leave_a_unified_cache_to_those_who_run():
+    bench, context = finished_chats(PrefixStore(1 << 24))
+    assert context.n_used < prefix_cache.MAX_IDLE_CELLS + 30
+    bench.run()
+    for number in range(3):
+        assert say(bench, f"again{number}", [*[number + 1] * 300, 99]) == 300
+
+
+@pytest.mark.parametrize(("store", "unified"), [(PrefixStore(0), True), (PrefixStore(999), True),
+                                                (PrefixStore(1 << 24), False)])  # fmt: skip
+def test_they_stay_where_they_would_be_lost_or_are_in_nobodys_way(store, unified):
+    bench, context = finished_chats(store, unified=unified)
+    assert context.n_used > 600
+    bench.run()
+    assert say(bench, "again", [*[3] * 300, 99]) == 300
+
+
 def test_without_a_store_it_is_computed_again():
     bench = bench_with(PrefixStore(0))
     for name, prompt in CHATS.items():

@@ -67,6 +67,7 @@ class PrefixStore:
         self._pending: list[tuple[int, Future[None]]] = []
         self.on_drop: Callable[[Saved], None] = lambda saved: None
         self.n_ram_bytes = 0
+        self._bytes_per_token = 0.0  # of the latest state; 0 = none was seen
         self._disk = ThreadPoolExecutor(1, "prefix-disk") if folder else None
         for entry in folder.index() if folder else ():
             saved = Saved(entry.tokens, entry.adapters, entry.n_bytes, None, entry.name)
@@ -86,11 +87,16 @@ class PrefixStore:
         """True where states are found again after a restart."""
         return self._folder is not None
 
+    def can_hold(self, n_tokens: int) -> bool:
+        """Say whether a state of so many tokens would find room here, by the latest one's size."""
+        return self.takes and n_tokens * self._bytes_per_token <= self._ram_bytes
+
     def put(self, tokens: list[int], state: bytes, adapters: Adapters = ()) -> Saved | None:
         """Keep `state`; None if it is larger than all there is."""
         alike = [saved for saved in self._all if saved.adapters == adapters]
         for shorter in [saved for saved in alike if _begins(tokens, saved.tokens)]:
             self._drop(shorter)
+        self._bytes_per_token = len(state) / len(tokens)
         saved = Saved(tokens, adapters, len(state), state, "")
         self._all[saved] = None
         self.n_ram_bytes += saved.n_bytes

@@ -160,6 +160,7 @@ class Scheduler:
         slot.sequence, sequence.slot = sequence, slot
         self.running.append(sequence)
         self.cache.begin(sequence, slot, known)
+        self.cache.thin_out()
 
     def _close_gap(self) -> None:
         """Where gaps cost time, move an outermost sequence into one that has lasted."""
