@@ -27,9 +27,9 @@ from libloader.engine.slot import Slot, Slots
 # Fewer tokens than this are computed again rather than waited for, or saved.
 MIN_WORTH_WAITING = 16
 MIN_WORTH_SAVING = 32
-# In a unified cache each token's attention runs over the cells of idle slots too (measured: a stream
-# beside three finished prompts of 1,000 words was 4 to 5 times slower). So they may be so many, or
-# this share of the tokens that the running sequences have; the others wait in the store.
+# In a unified cache each token's attention runs over the cells of idle slots too (measured: beside
+# three finished prompts of 1,000 words a stream was 4 to 5 times slower). So they may be so many,
+# or this share of the tokens that the running sequences have; the others wait in the store.
 MAX_IDLE_CELLS, MAX_IDLE_SHARE = 256, 0.25
 MAX_SAVED_ALIKE = 8  # saved states with the same beginning that are compared, latest first
 
@@ -192,8 +192,9 @@ class PrefixCache:
         """
         if not self.slots.unified:
             return
-        seats = [slot for slot in self.slots.all if isinstance(slot.sequence, Sequence)]
-        n_busy = sum(len(slot.sequence.tokens) for slot in seats)
+        seats = [slot for slot in self.slots.all if slot.sequence is not None]
+        running = (slot.sequence for slot in seats)
+        n_busy = sum(len(each.tokens) for each in running if isinstance(each, Sequence))
         n_most = max(MAX_IDLE_CELLS, int(n_busy * MAX_IDLE_SHARE))
         for slot in self.slots.idle():
             if self.slots.n_used() - self.slots.n_used(seats) <= n_most:
