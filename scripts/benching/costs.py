@@ -172,7 +172,10 @@ REPACKED = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
 
 
 def memory(run: Run) -> Iterator[Row]:
-    """Memory of front and child above weights and KV cache, with 8 slots at work."""
+    """Memory of front and child above the model and the KV cache, with 8 slots at work.
+
+    The model is its weights, their repacked copies, and the vocabulary as libllama holds it.
+    """
     model = "M" if "M" in run.models else "S"
     above, alone, parts = [], [], []
     for number in run.rounds(at_most=2):
@@ -187,24 +190,26 @@ def memory(run: Run) -> Iterator[Row]:
                 log.seek(0)
                 copies = weight_copies(log.read())
                 kv = kv_bytes(target.said)
-        above.append(arithmetic.memory_above(used, copies, kv) / 1e6)
-        alone.append(arithmetic.memory_above([raw_memory(run, model)], copies, kv) / 1e6)
-        parts.append((sum(each.pss for each in used), copies, kv))
-    pss, copies, kv = (middle(column) / 1e6 for column in zip(*parts))
+        raw, vocabulary = raw_memory(run, model)
+        above.append(arithmetic.memory_above(used, copies + vocabulary, kv) / 1e6)
+        alone.append(arithmetic.memory_above([raw], copies + vocabulary, kv) / 1e6)
+        parts.append((sum(each.pss for each in used), copies, vocabulary, kv))
+    pss, copies, vocabulary, kv = (middle(column) / 1e6 for column in zip(*parts))
     words = (
         f"MB: PSS of front and child without the model file's pages, - repacked weights "
-        f"{copies:.0f} - KV cache {kv:.0f} (PSS of all {pss:.0f}); 8 slots after 8 streams; "
-        f"the raw loop alone {middle(alone):.0f}"
+        f"{copies:.0f} - vocabulary {vocabulary:.0f} - KV cache {kv:.0f} (PSS of all "
+        f"{pss:.0f}); 8 slots after 8 streams; the raw loop alone {middle(alone):.0f}"
     )
     yield row(f"memory {model}", above, words, at_most(MEMORY_GOAL_MB))
 
 
-def raw_memory(run: Run, model: str) -> arithmetic.Memory:
-    """Memory of the raw loop with short prompts: interpreter, library, vocabulary, buffers."""
+def raw_memory(run: Run, model: str) -> tuple[arithmetic.Memory, int]:
+    """Memory of the raw loop with short prompts; and the bytes of the vocabulary."""
     with processes.raw_loop(run.flags(model, "-np", "8", "-c", "512")) as raw:
         body = client.chat_body("x", 8)
         raw.ask("decode", n_streams=8, n_prompt=16, n_tokens=8, body=body)
-        return processes.memory_of(raw.pid, run.models[model])
+        used = processes.memory_of(raw.pid, run.models[model])
+        return used, raw.ask("vocabulary")["bytes"]
 
 
 def weight_copies(log: str) -> int:

@@ -101,6 +101,16 @@ class RawLoop:
         """How many tokens of all `texts` must be computed if no prefix is computed twice."""
         return {"n": arithmetic.n_distinct(map(self._tokens, texts))}
 
+    def vocabulary(self) -> dict[str, int]:
+        """Bytes that libllama takes for the vocabulary: what a model without weights adds."""
+        before = anonymous_bytes()
+        params = self._lib.model_params()
+        params.set("vocab_only", True)
+        pointer = self._lib.llama_model_load_from_file(self._settings.model.encode(), params)
+        taken = anonymous_bytes() - before
+        self._lib.llama_model_free(pointer)
+        return {"bytes": taken}
+
     def _prefill(
         self, context: Context, batch: Batch, chains: Sequence[SamplerChain], n_prompt: int
     ) -> list[int]:
@@ -142,6 +152,12 @@ class RawLoop:
         return self._embedding_context
 
 
+def anonymous_bytes() -> int:
+    """What this process has in memory that is no file's; Linux only."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
+
+
 def packed(inputs: Any, n_rows: int, n_sequences: int) -> list[list[list[int]]]:
     """Group inputs in order, as many as fit one batch."""
     groups: list[list[list[int]]] = []
@@ -168,7 +184,7 @@ def main() -> int:
         raw = RawLoop(sys.argv[1:], stack)
         can: dict[str, Callable[..., Any]] = {
             "decode": raw.decode, "prefill": raw.prefill, "embed": raw.embed,
-            "distinct": raw.distinct,
+            "distinct": raw.distinct, "vocabulary": raw.vocabulary,
         }  # fmt: skip
         for line in sys.stdin:
             request = json.loads(line)
