@@ -68,9 +68,12 @@ def test_the_json_file_is_strict_json_and_holds_verdicts(tmp_path):
 # ---- arithmetic ----
 
 
-def test_a_rate_counts_tokens_from_the_first_arrival_to_the_last():
-    arrivals = [[1.0, 2.0, 3.0], [1.5, 5.0]]
-    assert arithmetic.rate_while_it_comes(arrivals, [3, 7]) == (2 + 6) / 4.0
+def test_a_rate_counts_the_tokens_that_come_while_all_streams_run():
+    one = [1.0, 2.0, 3.0]
+    assert arithmetic.rate_while_it_comes([one], [3]) == 2 / 2.0
+    later = [1.5, 2.5, 4.5]  # two tokens in each piece but the first
+    assert arithmetic.rate_while_it_comes([one, later], [3, 5]) == (2 + 1 * 2) / 1.5
+    assert math.isnan(arithmetic.rate_while_it_comes([one, [3.0, 4.0]], [3, 2]))
 
 
 def test_the_largest_gap_is_looked_for_in_the_window_only():

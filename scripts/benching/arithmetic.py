@@ -17,14 +17,20 @@ class Step(NamedTuple):
 
 
 def rate_while_it_comes(arrivals: Sequence[Sequence[float]], n_tokens: Sequence[int]) -> float:
-    """Return tokens per second from the first arrival of any stream to the last of all.
+    """Return tokens per second while all streams run: from the last to begin to the first to end.
 
-    `n_tokens` are the server's counts: several tokens may come in one piece of text. The first
-    token of each stream belongs to its prompt.
+    Before that, prompts of the others are read. `n_tokens` are the server's counts: several tokens
+    may come in one piece of text. The first token of each stream belongs to its prompt.
     """
-    begun = min(times[0] for times in arrivals)
-    ended = max(times[-1] for times in arrivals)
-    return sum(n - 1 for n in n_tokens) / (ended - begun)
+    begun = max(times[0] for times in arrivals)
+    ended = min(times[-1] for times in arrivals)
+    if begun >= ended:
+        return float("nan")
+    n = 0.0
+    for times, n_of_stream in zip(arrivals, n_tokens):
+        n_pieces = sum(begun < time <= ended for time in times)
+        n += n_pieces * (n_of_stream - 1) / (len(times) - 1)
+    return n / (ended - begun)
 
 
 def largest_gap(times: Sequence[float], begin: float, end: float) -> float:
