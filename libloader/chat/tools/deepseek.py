@@ -21,11 +21,7 @@ def read(reader: Reader, trigger: str) -> Steps:
     if trigger != CALL:
         yield from reader.spaces()
         yield from reader.expect(CALL)
-    while True:
-        yield from _read_call(reader)
-        yield from reader.spaces()
-        if not (yield from reader.skip(CALL)):
-            break
+    yield from reader.each(lambda: _read_call(reader), CALL)
     yield from reader.skip(CALLS_END)
     reader.done()
 

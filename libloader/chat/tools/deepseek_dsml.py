@@ -33,11 +33,7 @@ AS_TEXT, AS_JSON = '" string="true">', '" string="false">'
 def read(reader: Reader, trigger: str) -> Steps:
     yield from reader.spaces()
     yield from reader.expect(INVOKE)
-    while True:
-        yield from _read_call(reader)
-        yield from reader.spaces()
-        if not (yield from reader.skip(INVOKE)):
-            break
+    yield from reader.each(lambda: _read_call(reader), INVOKE)
     if not (yield from reader.skip_any(BLOCK_END, OLD_BLOCK_END)):
         raise Broken
     reader.done()

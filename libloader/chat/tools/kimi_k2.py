@@ -24,11 +24,7 @@ def read(reader: Reader, trigger: str) -> Steps:
     if trigger == SECTION:
         yield from reader.spaces()
         yield from reader.expect(CALL)
-    while True:
-        yield from _read_call(reader)
-        yield from reader.spaces()
-        if not (yield from reader.skip(CALL)):
-            break
+    yield from reader.each(lambda: _read_call(reader), CALL)
     yield from reader.skip(SECTION_END)
     reader.done()
 

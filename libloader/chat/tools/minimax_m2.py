@@ -25,11 +25,7 @@ SHAPE = Shape(
 def read(reader: Reader, trigger: str) -> Steps:
     yield from reader.spaces()
     yield from reader.expect(SHAPE.begin)
-    while True:
-        yield from read_call(reader, SHAPE)
-        yield from reader.spaces()
-        if not (yield from reader.skip(SHAPE.begin)):
-            break
+    yield from reader.each(lambda: read_call(reader, SHAPE), SHAPE.begin)
     yield from reader.expect(BLOCK_END)
     reader.done()
 

@@ -36,11 +36,7 @@ MAX_DEPTH = 50
 def read(reader: Reader, trigger: str) -> Steps:
     yield from reader.spaces()
     yield from reader.expect(INVOKE)
-    while True:
-        yield from _read_call(reader)
-        yield from reader.spaces()
-        if not (yield from reader.skip(INVOKE)):
-            break
+    yield from reader.each(lambda: _read_call(reader), INVOKE)
     yield from reader.expect(BLOCK_END)
     reader.done()
 

@@ -18,13 +18,7 @@ _CLOSING = {")": "(", "]": "[", "}": "{"}
 
 def read_calls(reader: Reader, known_only: bool = False) -> Steps:
     """Read what follows `[`, up to and with `]`."""
-    while True:
-        yield from reader.spaces()
-        yield from read_call(reader, known_only)
-        yield from reader.spaces()
-        if not (yield from reader.skip(",")):
-            break
-    yield from reader.expect("]")
+    yield from reader.rest_of_list(lambda: read_call(reader, known_only))
     reader.done()
 
 

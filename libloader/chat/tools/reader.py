@@ -223,6 +223,24 @@ class Reader:
                 return
             yield
 
+    def each(self, read_one: Callable[[], Steps], separator: str) -> Steps:
+        """Read one item, and another for as long as `separator` follows, white space before it."""
+        while True:
+            yield from read_one()
+            yield from self.spaces()
+            if not (yield from self.skip(separator)):
+                return
+
+    def rest_of_list(self, read_one: Callable[[], Steps]) -> Steps:
+        """Read items between commas, from behind `[` up to and with `]`."""
+
+        def read_spaced() -> Steps:
+            yield from self.spaces()
+            yield from read_one()
+
+        yield from self.each(read_spaced, ",")
+        yield from self.expect("]")
+
     def spaces_before(self, literal: str) -> Steps:
         """Go past white space and `literal`; where that is "", past nothing."""
         if literal:
