@@ -178,7 +178,7 @@ class Policy:
         }
 
     def handle(self, now: float, happening: Happening) -> list[Action]:
-        """Take in what happened; return what to do about it. One thread only."""
+        """Take in what happened; return what to do about it. One thread at a time."""
         self._now = now
         self._handlers[type(happening)](happening)
         if self._child == "ready" and not self._stopping:
