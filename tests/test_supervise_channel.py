@@ -35,6 +35,27 @@ def test_every_kind_of_event_survives_the_pipe():
     assert channel.read_child_message(message) == channel.Step(1.5, EVENTS, None)
 
 
+@pytest.mark.parametrize("figures", [None, {"n_running": 2.0}])
+def test_a_step_is_written_as_any_other_message_is(figures):
+    wire = step([core.event_to_wire(event) for event in EVENTS], figures=figures)
+    frames = [channel.encode(wire), channel.encode_step(1.5, EVENTS, figures)]
+    plain, quick = (channel.FrameDecoder().feed(frame) for frame in frames)
+    assert quick == plain
+
+
+def test_text_that_needs_escaping_arrives_as_it_was():
+    text = '"\\\n\0\x1f\u2028é🙂</script>'
+    events = (core.TokenEvent('a"b', 0, text, ()),)
+    (message,) = channel.FrameDecoder().feed(channel.encode_step(0.0, events, None))
+    assert channel.read_child_message(message) == channel.Step(0.0, events, None)
+
+
+def test_a_step_too_long_for_a_frame_is_refused():
+    events = [core.TokenEvent("a", 0, "x" * channel.MAX_FRAME_BYTES, (1,))]
+    with pytest.raises(ValueError, match="exceeds"):
+        channel.encode_step(1.0, events, None)
+
+
 def test_frames_cut_at_any_byte_arrive_whole_and_in_order():
     messages = [{"op": "cancel", "id": "é" * n} for n in range(5)]
     data = b"".join(map(channel.encode, messages))

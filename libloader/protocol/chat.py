@@ -266,6 +266,9 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
     }
 
 
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes one each time
+
+
 def dumps(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -301,7 +304,7 @@ class Chunks:
         return _with_warnings(self._of(choice), warnings)
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        content = json.dumps(text, ensure_ascii=False).encode()
+        content = _quoted(text).encode()
         extra = b',"logprobs":%b' % dumps(logprobs) if logprobs is not None else b""
         return b'%b,"choices":[{"index":%d,"delta":{"content":%b}%b,"finish_reason":null}%b' % (
             self._head,

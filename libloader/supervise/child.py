@@ -147,28 +147,27 @@ class EngineChild:
 
     def _emit(self, report: Report) -> None:
         """Send one step; an answer too long for a frame costs that request only."""
-        wire = [core.event_to_wire(event) for event in report.events]
         try:
-            self._send_step(report, wire)
+            self._send_step(report, report.events)
         except ValueError:
-            for event, item in zip(report.events, wire):
-                self._send_alone(report, event, item)
+            for event in report.events:
+                self._send_alone(report, event)
 
-    def _send_alone(self, report: Report, event: core.Event, item: list[Any]) -> None:
+    def _send_alone(self, report: Report, event: core.Event) -> None:
         try:
-            self._send_step(report, [item])
+            self._send_step(report, [event])
         except ValueError as exc:
             error = errors.ServerError(f"the answer cannot be passed on: {exc}")
             failed = core.RequestFailed(event.request_id, errors.to_wire(error))
-            self._send_step(report, [core.event_to_wire(failed)])
+            self._send_step(report, [failed])
 
-    def _send_step(self, report: Report, events: list[list[Any]]) -> None:
-        self._send(
-            {"op": "step", "ms": report.ms, "events": events, "figures": report.figures},
-        )
+    def _send_step(self, report: Report, events: Sequence[core.Event]) -> None:
+        self._send_frame(channel.encode_step(report.ms, events, report.figures))
 
     def _send(self, message: dict[str, Any]) -> None:
-        frame = channel.encode(message)
+        self._send_frame(channel.encode(message))
+
+    def _send_frame(self, frame: bytes) -> None:
         self._mark("ipc_write", "", 0)
         self._write(frame)
 
