@@ -282,5 +282,15 @@ def test_each_native_call_leaves_a_breadcrumb_before_it(bench):
     bench.submit("a", max_tokens=2)
     bench.run()
     phases = [phase for phase, name, _ in bench.trail if name == "a"]
-    assert phases[:4] == ["tokenize", "grammar_init", "make_room", "prefill"]
-    assert phases[4:] == ["sample", "detok", "make_room", "decode", "sample", "detok"]
+    assert phases[:3] == ["tokenize", "grammar_init", "prefill"]
+    assert phases[3:] == ["sample", "detok", "decode", "sample", "detok"]
+
+
+def test_moving_cells_to_make_room_leaves_a_breadcrumb():
+    bench = Bench(FakeContext(96, 2), n_parallel=2, n_ctx=96)
+    bench.submit("old", [1] * 60, max_tokens=1)
+    bench.run()
+    bench.submit("new", [2] * 60, max_tokens=1)
+    bench.run()
+    assert "make_room" in [phase for phase, name, _ in bench.trail if name == "new"]
+    assert "make_room" not in [phase for phase, name, _ in bench.trail if name == "old"]

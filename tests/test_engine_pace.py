@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from libloader.engine.pace import Pace
+import random
+
+import pytest
+
+from libloader.engine.pace import FIRST, SIZES, STALL, TOGETHER, Pace, deal
 
 
 def taught(step_s, row_s, sizes=(512,)):
     """A pace that has seen a step of four streams, and chunks of some sizes beside them."""
     pace = Pace()
     for _ in range(40):
-        pace.note([1] * 4, 0, step_s)
+        pace.note(4, 0, 0, step_s)
         for size in sizes:
-            pace.note([1] * 4 + [size], 0, step_s + size * row_s(size))
+            pace.note(4, size, 0, step_s + size * row_s(size))
     return pace
 
 
@@ -24,28 +28,40 @@ def test_without_streams_a_slow_machine_gets_chunks_of_half_a_second():
 
 
 def test_while_nothing_is_known_a_chunk_is_the_smallest():
-    assert Pace().chunk(4, 512) == Pace().chunk(0, 512) == 16
+    assert Pace().chunk(4, 512) == Pace().chunk(0, 512) == FIRST
+    assert Pace().brief(4, 512) == 0
 
 
 def test_one_bad_moment_of_the_machine_does_not_stay():
     pace = taught(0.010, lambda size: 0.0001, sizes=(16, 32, 64, 128))
     assert pace.chunk(4, 512) == 128
-    pace.note([1] * 4 + [128], 0, 5.0)
+    pace.note(4, 128, 0, 5.0)
     assert pace.chunk(4, 512) == 64
     for _ in range(2000):
         if pace.chunk(4, 512) == 128:
             break
-        pace.note([1] * 4 + [64], 0, 0.010 + 64 * 0.0001)
+        pace.note(4, 64, 0, 0.010 + 64 * 0.0001)
     assert pace.chunk(4, 512) == 128
 
 
 def test_beside_streams_a_chunk_is_what_they_hardly_feel():
     pace = taught(0.010, lambda size: 0.0005)
-    assert pace.chunk(4, 512) == 16  # 8 ms beside steps of 10 ms; 32 would be 16 ms
+    assert pace.chunk(4, 512) == 24  # 12 ms beside steps of 10 ms; 32 would be 16 ms
+
+
+@pytest.mark.parametrize("n_streams, rows", [(1, 96), (2, 48), (3, 32), (4, 24), (8, 24)])
+def test_few_streams_may_be_held_up_longer_than_many(n_streams, rows):
+    pace = taught(0.010, lambda size: 0.0005)
+    assert pace.chunk(n_streams, 512) == rows
+    assert rows * 0.0005 <= max(STALL, TOGETHER / n_streams) * 0.010
+
+
+def test_a_brief_prompt_may_take_a_quarter_of_a_second():
+    assert taught(0.010, lambda size: 0.0025).brief(4, 512) == 96
 
 
 def test_on_a_fast_machine_a_chunk_stays_large():
-    assert taught(0.010, lambda size: 0.00001).chunk(4, 512) == 256
+    assert taught(0.010, lambda size: 0.00001).chunk(4, 512) == 384
 
 
 def test_a_size_that_turns_out_slow_gives_way_to_a_larger_one():
@@ -57,17 +73,63 @@ def test_a_size_that_turns_out_slow_gives_way_to_a_larger_one():
     for _ in range(20):
         size = pace.chunk(4, 512)
         tried.append(size)
-        pace.note([1] * 4 + [size], 0, 0.007 + size * tiles(size))
-    assert set(tried[3:]) == {64}
+        pace.note(4, size, 0, 0.007 + size * tiles(size))
+    assert set(tried[-10:]) == {64}
 
 
 def test_where_all_is_slow_the_smallest_chunk_is_taken():
-    assert taught(0.001, lambda size: 0.01).chunk(4, 512) == 16
+    assert taught(0.001, lambda size: 0.01).chunk(4, 512) == SIZES[0]
 
 
 def test_a_small_ubatch_is_filled():
     assert taught(0.010, lambda size: 0.0005).chunk(4, 12) == 8
+    assert taught(0.010, lambda size: 0.0005).chunk(9, 12) == 3
 
 
 def test_more_streams_than_rows_still_leave_one_row():
     assert Pace().chunk(16, 16) == 1
+
+
+# ---- several prompts ----
+
+
+def test_a_brief_prompt_is_read_at_once_beside_a_long_one_that_crawls():
+    assert deal([8000, 60], [False, True], n_rows=8, n_brief=96) == [8, 60]
+
+
+def test_alone_a_long_prompt_leaves_room_for_a_brief_one():
+    assert deal([8000, 60], [False, True], n_rows=192, n_brief=96) == [132, 60]
+
+
+def test_brief_prompts_never_take_all_from_a_long_one():
+    assert deal([8000] + [60] * 9, [False] + [True] * 9, n_rows=192, n_brief=96)[0] == 96
+    assert deal([8000] + [60] * 9, [False] + [True] * 9, n_rows=8, n_brief=96)[0] == 8
+
+
+def test_the_oldest_long_prompt_has_half_and_the_shortest_goes_on():
+    assert deal([8000, 4000, 500], [False] * 3, n_rows=64, n_brief=0) == [32, 0, 32]
+
+
+def test_what_others_do_not_need_is_the_oldest_ones():
+    assert deal([8000, 10], [False, False], n_rows=64, n_brief=0) == [54, 10]
+
+
+def test_a_prompt_alone_gets_everything():
+    assert deal([8000], [False], n_rows=192, n_brief=96) == [192]
+    assert deal([60], [True], n_rows=8, n_brief=96) == [60]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_rows_are_dealt_within_all_limits_and_never_left_over(seed):
+    rng = random.Random(seed)
+    pending = [rng.randint(2, rng.choice((20, 3000))) for _ in range(rng.randint(1, 8))]
+    briefs = [rng.random() < 0.5 for _ in pending]
+    n_rows, n_brief = rng.randint(1, 512), rng.choice((0, rng.randint(1, 512)))
+    dealt = deal(pending, briefs, n_rows, n_brief)
+    n_all = max(n_rows, n_brief) if any(briefs) else n_rows
+    n_long = sum(n for n, is_brief in zip(dealt, briefs) if not is_brief)
+    assert all(0 <= n <= most for n, most in zip(dealt, pending))
+    assert n_long <= n_rows and sum(dealt) <= n_all
+    assert sum(dealt) >= min(n_rows, sum(pending))
+    if False in briefs:
+        assert dealt[briefs.index(False)] > 0

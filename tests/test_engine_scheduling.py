@@ -46,16 +46,91 @@ def test_no_step_holds_more_rows_than_one_ubatch():
     assert max(map(len, bench.context.batches)) == 16
 
 
-def test_beside_a_stream_a_prompt_is_cut_to_what_the_stream_hardly_feels():
-    context = FakeContext(4096, 4, n_batch=512, n_ubatch=512)
-    context.cost_s = lambda n_rows: 0.010 if n_rows < 4 else 0.010 + 0.001 * n_rows
-    bench = endless(context)
+def beside_streams(n_streams, step_s=0.010, row_s=0.001):
+    """Streams that run, on a machine where a step takes `step_s` and each prompt row more."""
+    context = FakeContext(1 << 16, 8, n_batch=512, n_ubatch=512)
+    context.cost_s = lambda n_rows: step_s + row_s * max(0, n_rows - n_streams)
+    bench = endless(context, n_parallel=8, n_ctx=9000)
     bench.submit("warm", [9] * 100, max_tokens=1)
-    bench.submit("stream", max_tokens=200)
+    for number in range(n_streams):
+        bench.submit(f"stream {number}", max_tokens=3000)
     bench.step(10)
+    return bench
+
+
+def gaps_of_next_steps(bench, n):
+    """Seconds that each of the next `n` steps takes."""
+    gaps = []
+    for _ in range(n):
+        began_s = bench.clock.now_s
+        bench.step()
+        gaps.append(bench.clock.now_s - began_s)
+    return gaps
+
+
+def test_a_long_prompt_holds_no_stream_up_for_more_than_three_of_its_steps():
+    """D18: an 8k-token prompt beside 4 streams, and on a slower machine."""
+    for row_s in (0.0002, 0.001, 0.002):
+        bench = beside_streams(4, 0.010, row_s)
+        bench.submit("long", [1] * 8000, max_tokens=1)
+        gaps = gaps_of_next_steps(bench, 1000)
+        assert sorted(gaps)[-11] <= 3 * 0.010
+        assert len(bench.of("stream 3", TokenEvent)) >= 1000
+
+
+def test_one_stream_alone_lets_a_prompt_take_more():
+    bench = beside_streams(1)
+    bench.submit("long", [1] * 8000, max_tokens=1)
+    assert 0.030 < max(gaps_of_next_steps(bench, 50)[3:]) <= 0.070 + 1e-9
+
+
+def test_a_brief_prompt_does_not_wait_for_a_long_one_beside_streams():
+    bench = beside_streams(4)
+    bench.submit("long", [1] * 8000, max_tokens=1)
+    bench.step(5)
+    bench.submit("brief", [2] * 60, max_tokens=1)
+    bench.step(1)
+    assert done(bench, "brief")
+    assert not bench.of("long", RequestDone)
+
+
+def test_a_brief_prompt_does_not_wait_for_a_long_one_that_is_alone():
+    bench = beside_streams(0)
+    bench.submit("long", [1] * 8000, max_tokens=1)
+    bench.step(2)
+    bench.submit("brief", [2] * 60, max_tokens=1)
+    bench.step(1)
+    assert done(bench, "brief") and not bench.of("long", RequestDone)
+
+
+def test_the_end_of_a_long_prompt_is_not_taken_for_a_brief_one():
+    bench = beside_streams(4)
     bench.submit("long", [1] * 600, max_tokens=1)
+    gaps = gaps_of_next_steps(bench, 80)
+    assert done(bench, "long") and max(gaps[3:]) <= 0.030
+
+
+def test_prompts_that_come_together_are_read_together():
+    bench = beside_streams(1, 0.012, 0.002)
+    for number in range(6):
+        bench.submit(f"r{number}", [number] * 20, max_tokens=1)
+    bench.step(2)
+    assert all(bench.of(f"r{number}", RequestDone) for number in range(6))
+
+
+def test_while_nothing_changes_nothing_is_planned():
+    bench = beside_streams(4)
+    scheduler, planned = bench.engine._scheduler, []
+    usual = scheduler.plan
+    scheduler.plan = lambda: planned.append(1) or usual()
     bench.step(10)
-    assert max(map(len, context.batches[-10:])) <= 33
+    assert not planned and len(bench.context.batches[-1]) == 4
+    bench.submit("more", max_tokens=2)
+    bench.step(10)
+    assert done(bench, "more") and 2 <= len(planned) <= 4
+    bench.engine.cancel("stream 0")
+    bench.step(10)
+    assert len(bench.context.batches[-1]) == 3
 
 
 def test_rows_of_a_batch_are_in_order_of_seq_id():

@@ -68,17 +68,24 @@ class Decoding:
         self._breadcrumb = breadcrumb
         self._in_hand: tuple[str, ...] = ()  # whose prompts are being decoded at this moment
         self._was_interrupted = False
+        self._plan: Plan = []
+        self._ids = ""  # of the requests in `_plan`
+        self._n_streams = 0  # in `_plan`: sequences with one token
         self._sampling = Sampling(context, n_vocab, n_sampling_threads, self._mark_sampling)
 
     def decode(self, plan: Plan) -> None:
         """Decode `plan` and sample who is due; recover if it is refused."""
-        ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
-        self._breadcrumb("make_room", ids, self.step)
-        self._scheduler.cache.make_room(sum(n + len(sequence.draft) for sequence, n in plan))
+        if plan is not self._plan:
+            self._look_at(plan)
+        ids = self._ids
         started_s = self._clock()
         rows = self._fill(plan)
+        n_rows = self._batch.n_tokens
+        if not self._scheduler.cache.has_room(n_rows):
+            self._breadcrumb("make_room", ids, self.step)
+            self._scheduler.cache.make_room(n_rows)
         # Prompts may take their time; a hung step of streams shall be noticed soon.
-        phase = "prefill" if self._batch.n_tokens > len(plan) else "decode"
+        phase = "prefill" if n_rows > len(plan) else "decode"
         self._breadcrumb(phase, ids, self.step)
         try:
             self._context.set_adapters(plan[0][0].live.adapters)
@@ -90,14 +97,20 @@ class Decoding:
         if code != DECODED:
             self._recover(plan, code)
             return
-        chunks = [n for _, n in plan]
-        n_guessed = self._batch.n_tokens - sum(chunks)
+        n_streams, n_guessed = self._n_streams, sum([len(each.draft) for each, _ in plan])
+        n_prompt_rows = n_rows - n_guessed - n_streams
         self._commit(plan)
         n_tokens = self._sample(rows)
         seconds = self._clock() - started_s  # libllama may compute until the first sample
-        self._scheduler.pace.note(chunks, n_guessed, seconds)
-        if sum(chunks) == len(plan):
-            self._guessing.note(len(plan), n_guessed, n_tokens, seconds)
+        self._scheduler.pace.note(n_streams, n_prompt_rows, n_guessed, seconds)
+        if not n_prompt_rows:
+            self._guessing.note(n_streams, n_guessed, n_tokens, seconds)
+
+    def _look_at(self, plan: Plan) -> None:
+        """Find out what is the same in every step with this plan."""
+        self._plan = plan
+        self._ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
+        self._n_streams = sum(n == 1 for _, n in plan)
 
     def interrupt(self, request_id: str) -> None:
         """End the decode that runs if it is of a prompt of this request; "" is any. Any thread.

@@ -54,7 +54,7 @@ from libloader.engine.ports import (
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.prompt_reader import PromptReader, too_long
 from libloader.engine.reading import ReadingDesk, carry_on, is_long
-from libloader.engine.scheduler import Scheduler
+from libloader.engine.scheduler import Plan, Scheduler
 from libloader.engine.sequence import STOP, LiveRequest, Sequence
 from libloader.engine.thinking import ThinkingChain
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
@@ -120,6 +120,7 @@ class Engine:
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
+        self._next_deadline_s = math.inf  # no request that is known of runs out before
         self._service_s = Average()
         self.counters = Counters()
         self._decoding = Decoding(
@@ -187,17 +188,18 @@ class Engine:
         return self._scheduler.slots.n_used()
 
     def step(self) -> list[Event]:
-        """Bring everyone who runs one token further; return what happened. One thread only."""
+        """Bring everyone who runs one token further; return what happened. One thread only.
+
+        Hot, and cold: a model's weights have swept the caches since the last step, so what costs
+        time here is not what is computed but how much of the program is touched.
+        """
         self._decoding.step += 1
         self._read_inbox()
-        if self._desk.is_overdue:
-            self._wait_for_others(None)
-        self._take_readings()
-        # KV cells may move: no single request's doing.
-        self._mark("schedule", "", self._decoding.step)
-        self._end_overdue()
-        self._admit()
-        plan = self._scheduler.plan()
+        if self._desk:
+            self._take_readings()
+        if self._clock() >= self._next_deadline_s:
+            self._end_overdue()
+        plan = self._scheduler.settled or self._new_plan()
         if plan:
             if self._scheduler.slots.can_cut:  # what is guessed wrong can be taken back
                 self._guessing.prepare(plan)
@@ -208,6 +210,13 @@ class Engine:
             self._wait_for_others()
         events, self._events = self._events, []
         return events
+
+    def _new_plan(self) -> Plan:
+        """Seat whoever has room, and say what the batch is made of."""
+        # KV cells may move: no single request's doing.
+        self._mark("schedule", "", self._decoding.step)
+        self._admit()
+        return self._scheduler.plan()
 
     def close(self) -> None:
         """Drop all requests, free what the engine opened, then call `on_close`."""
@@ -246,9 +255,8 @@ class Engine:
         A crash does not tell in which thread it was. So whoever is being read is suspected, alone,
         and tried again alone; if it was none of them, they will not be there the next time.
         """
-        beside = self._desk.ids
-        if beside:
-            phase, request_ids = ("prefill" if phase == "prefill" else "decode"), beside
+        if self._desk:
+            phase, request_ids = ("prefill" if phase == "prefill" else "decode"), self._desk.ids
         self._breadcrumb(phase, request_ids, step)
 
     def _wait_for_others(self, most_s: float | None = MOMENT_S) -> None:
@@ -275,12 +283,15 @@ class Engine:
             job = next(steps)
             if is_long(request):
                 self._desk.push(live, steps, job)
+                self._heed_deadline(live)
             else:
                 carry_on(steps, job())
         except IgllamaError as error:
             self._refuse(request.id, error)
 
     def _take_readings(self) -> None:
+        if self._desk.is_overdue:
+            self._wait_for_others(None)
         for live, steps, result in self._desk.done():
             try:
                 carry_on(steps, result.result())
@@ -293,6 +304,10 @@ class Engine:
 
     def enter(self, live: LiveRequest) -> None:
         self._live[live.request.id] = live
+        self._heed_deadline(live)
+
+    def _heed_deadline(self, live: LiveRequest) -> None:
+        self._next_deadline_s = min(self._next_deadline_s, live.deadline_s)
 
     def say(self, event: Event) -> None:
         self._events.append(event)
@@ -404,6 +419,8 @@ class Engine:
             for sequence in live.sequences:
                 if not sequence.reason:
                     self._end_early(sequence)
+        known = (*self._desk.lives(), *self._live.values())
+        self._next_deadline_s = min((live.deadline_s for live in known), default=math.inf)
 
     def check_queue(self, request: Request) -> None:
         n_ahead = self.n_waiting - (self.n_parallel - self.n_running)
@@ -425,12 +442,11 @@ class Engine:
             self._walk_on(sequence, live.choosing, tokens, row)
             return
         self._mark("detok", live.request.id, self._decoding.step)
+        wants_logprobs = live.request.top_logprobs >= 0
         try:
             for each_row, token in enumerate(tokens, row):
                 text = self.take(sequence, token)
-                # The token that ends the choice is no part of its text, nor of its logprobs.
-                n_top = -1 if self._ends(live.request, token) else live.request.top_logprobs
-                chances = self._logprobs(each_row, token, n_top)
+                chances = self._logprobs(live.request, each_row, token) if wants_logprobs else None
                 event = TokenEvent(live.request.id, sequence.index, text, (token,), chances)
                 self._events.append(event)
                 if sequence.reason:
@@ -516,11 +532,11 @@ class Engine:
     def _ends(self, request: Request, token: int) -> bool:
         return self._is_eog(token) and not request.sampling.ignore_eos
 
-    def _logprobs(self, row: int, token: int, n_top: int) -> tuple[Any, ...] | None:
-        """Return core.TokenEvent's `logprobs`."""
-        if n_top < 0:
+    def _logprobs(self, request: Request, row: int, token: int) -> tuple[Any, ...] | None:
+        """Return core.TokenEvent's `logprobs`; the token that ends a choice is no part of them."""
+        if self._ends(request, token):
             return None
-        own, top = self._context.logprobs(row, token, n_top)
+        own, top = self._context.logprobs(row, token, request.top_logprobs)
         alternatives = tuple((i, self._piece_text(i), logprob) for i, logprob in top)
         return ((token, self._piece_text(token), own, alternatives),)
 

@@ -81,6 +81,9 @@ class Guessing:
 
     def prepare(self, plan: Many[tuple[Sequence, int]]) -> None:
         """Set the `draft` of sequences in the next batch; only streams alone make wagers."""
+        if self._source is None and not any([sequence.guesser for sequence, _ in plan]):
+            self._is_wager = False
+            return
         streams = [sequence for sequence, _ in plan if sequence.n_pending == 1]
         n_rows = sum(n for _, n in plan)
         n_sure = self._tell_sure(streams, self._n_most - n_rows)

@@ -1,26 +1,42 @@
 """What rows of a batch cost, measured; and how many prompt rows that allows.
 
 A whole n_ubatch of prompt takes as long as dozens of tokens of a stream: on a slow machine ten
-seconds. So beside running streams a chunk of prompt is cut to about STALL times a step without it;
-alone it is cut to ALONE_S, for whoever cancels or comes next waits so long. On a CPU that costs
-nothing: 512 rows took 17 ms each in chunks of 16 or 64, 22 ms in one piece (0.6B model, 1 thread).
+seconds. So how much prompt a step computes depends on whom it holds up:
+
+    nobody          about ALONE_S, for whoever cancels or comes next waits so long
+    streams         STALL times a step without it, for each of them; fewer than four may be held up
+                    longer, TOGETHER steps in all: a prompt that crawls hurts its own client
+    streams, but    BRIEF_S, whatever a step takes: a hitch is felt less than a question that is
+    it is brief     answered late, and the rest of a batch is all the sooner full
+
+Small chunks have their price: the rows of a prompt and those of the streams are two passes over the
+weights where each sequence has its own KV stream, and a pass of few rows is as dear as one of many
+(0.6B model, 2 threads, ms beside 4 streams: none 30, 4 rows 64, 8 76, 16 109, 32 152, 64 249).
 
 Smaller is not always faster: flash attention on a CPU works in tiles of 64 rows, and a batch of 32
 rows behind 1,000 tokens took 244 ms where one of 64 took 33 ms. So each size is measured by itself,
 and one that turns out slow is left for the next larger. It is not left for ever: what a size costs
 is slowly forgotten while others are used, so that one bad moment of the machine does not stay.
-Nothing is known at first: then a chunk is the smallest.
+Nothing is known at first: then a chunk is small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from libloader.engine.timings import Average
 
 STALL = 1.5  # with a prompt a step may take this much longer, as a multiple of one without
+TOGETHER = 6.0  # steps that all streams together may lose to a chunk, where that is more
 ALONE_S = 0.5
-SIZES = tuple(16 << power for power in range(12))  # few, so that libllama meets few shapes
+BRIEF_S = 0.25
+# Few, so that libllama meets few shapes and each is measured soon.
+SIZES = (4, 6, *(size << power for power in range(13) for size in (8, 12)))
+BARGAIN = 1.25  # where any size takes too long: what more rows may cost, as a multiple of the least
+FIRST = 16  # rows of a chunk while nothing is known
 MEMORY = 4  # batches: a row costs more, the longer the past behind it
-FORGET = 0.995  # of a size's cost remains with each batch of another size
+FORGET = 0.998  # of a size's cost remains with each batch of another size
+OUTLIER = 4.0  # a bad moment of the machine counts as so many times what is known, at most
 
 
 class Pace:
@@ -28,39 +44,82 @@ class Pace:
 
     def __init__(self) -> None:
         self._stream_step_s = Average()
-        self._prompt_row_s: dict[int, Average] = {}  # by size
+        self._rows: dict[int, _RowCost] = {}  # by size
 
-    def note(self, chunks: list[int], n_guessed: int, seconds: float) -> None:
-        """Learn from one batch: tokens of each sequence, 1 for a running stream; guessed rows."""
-        n_streams = chunks.count(1)
-        n_prompt_rows = sum(chunks) - n_streams
+    def note(self, n_streams: int, n_prompt_rows: int, n_guessed: int, seconds: float) -> None:
+        """Learn from one batch: running streams, rows of prompts, rows that were guessed."""
         if n_prompt_rows >= SIZES[0]:
             size = max(size for size in SIZES if size <= n_prompt_rows)
-            extra_s = seconds - (self._stream_step_s.or_else(0.0) if n_streams else 0.0)
-            for other in self._prompt_row_s.values():
-                other.value *= FORGET
-            known = self._prompt_row_s.setdefault(size, Average(MEMORY))
-            known.add(max(0.0, extra_s) / n_prompt_rows)
+            extra_s = seconds - (self._step_s() if n_streams else 0.0)
+            for other in self._rows.values():
+                other.trust *= FORGET
+            self._rows.setdefault(size, _RowCost()).add(max(0.0, extra_s) / n_prompt_rows)
         elif not n_prompt_rows and not n_guessed:
             self._stream_step_s.add(seconds)
 
     def chunk(self, n_streams: int, n_ubatch: int) -> int:
         """Return how many prompt rows the next batch may have beside `n_streams` streams."""
+        stall = max(STALL, TOGETHER / n_streams) * self._step_s() if n_streams else ALONE_S
+        return self._rows_in(stall, n_streams, n_ubatch)
+
+    def brief(self, n_streams: int, n_ubatch: int) -> int:
+        """Return how many rows it may have for prompts that are no longer than that."""
+        return self._rows_in(BRIEF_S, n_streams, n_ubatch) if self._rows else 0
+
+    def _step_s(self) -> float:
+        return self._stream_step_s.or_else(0.0)
+
+    def _rows_in(self, seconds: float, n_streams: int, n_ubatch: int) -> int:
+        """Return the most rows that take no longer; if none does, the most that are as quick."""
         room = max(1, n_ubatch - n_streams)
         sizes = [size for size in SIZES if size <= room]
-        if not sizes:
-            return room
-        if not self._prompt_row_s:
-            return sizes[0]
+        if not sizes or not self._rows:
+            return min(room, FIRST)
         cost_s = {size: self._chunk_s(size) for size in sizes}
-        affordable_s = STALL * self._stream_step_s.or_else(0.0) if n_streams else ALONE_S
-        affordable = [size for size in sizes if cost_s[size] <= affordable_s]
+        affordable = [size for size in sizes if cost_s[size] <= seconds]
         if not affordable:
-            return min(sizes, key=cost_s.__getitem__)
+            dearest_s = BARGAIN * min(cost_s.values())
+            return max(size for size in sizes if cost_s[size] <= dearest_s)
         return room if affordable == sizes and not n_streams else max(affordable)
 
     def _chunk_s(self, size: int) -> float:
         """Return what a chunk takes, by the rows of this size, else of the next larger one."""
-        known = self._prompt_row_s
+        known = self._rows
         nearest = min((other for other in known if other >= size), default=max(known))
-        return size * known[nearest].or_else(0.0)
+        return size * known[nearest].seconds
+
+
+class _RowCost:
+    """Seconds of one row in chunks of one size. What was not measured of late counts for less."""
+
+    def __init__(self) -> None:
+        self.trust = 1.0
+        self._measured = Average(MEMORY)
+
+    @property
+    def seconds(self) -> float:
+        return self.trust * self._measured.or_else(0.0)
+
+    def add(self, seconds: float) -> None:
+        self.trust = 1.0
+        self._measured.add(min(seconds, OUTLIER * self._measured.or_else(seconds)))
+
+
+def deal(pending: Sequence[int], briefs: Sequence[bool], n_rows: int, n_brief: int) -> list[int]:
+    """Return how many rows of a batch each of several prompts gets; the oldest comes first.
+
+    Long prompts share `n_rows`: half is the oldest's, the rest goes to those with least to read.
+    With brief ones there may be `n_brief` rows in all, if that is more, but no less than half of
+    them, or of `n_rows`, is left to the long ones.
+    """
+    n_wanted = sum(n for n, is_brief in zip(pending, briefs) if is_brief)
+    n_all = max(n_rows, n_brief) if n_wanted else n_rows
+    n_long = min(n_rows, max(n_all - n_wanted, n_all // 2))
+    longs = [i for i, is_brief in enumerate(briefs) if not is_brief]
+    turns = [(i, (n_long + 1) // 2) for i in longs[:1]]
+    turns += [(i, n_long) for i in sorted(longs, key=pending.__getitem__)]
+    turns += [(i, n_all) for i, is_brief in enumerate(briefs) if is_brief]
+    dealt = [0] * len(pending)
+    for i, limit in turns:
+        dealt[i] += max(0, min(pending[i] - dealt[i], limit - sum(dealt)))
+    return dealt

@@ -171,13 +171,14 @@ class PrefixCache:
             self.slots.shift(slot, start, end)
             self._tree.insert(slot.tokens[: slot.n_pure], slot)
 
-    def make_room(self, n_cells: int) -> bool:
-        """Evict idle slots, least recently used first, until `n_cells` are free, if that helps.
+    def has_room(self, n_cells: int) -> bool:
+        """True if `n_cells` are surely free: separate streams always have room for their own."""
+        return not self.slots.unified or self.slots.n_surely_free() >= n_cells
 
-        Separate streams always have room for their own.
-        """
+    def make_room(self, n_cells: int) -> bool:
+        """Evict idle slots, least recently used first, until `n_cells` are free, if that helps."""
         slots = self.slots
-        if not slots.unified or slots.n_surely_free() >= n_cells:
+        if self.has_room(n_cells):
             return True
         for slot in slots.idle():
             if slots.n_free() >= n_cells:

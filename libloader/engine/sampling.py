@@ -91,6 +91,8 @@ class Sampling:
     def _sample_one(self, item: Due) -> Outcome:
         tokens: list[int] = []
         try:
+            if not item.draft:
+                return [item.chain.sample(self._context, item.row)]
             for row, guess in enumerate((*item.draft, None), item.row):
                 tokens.append(item.chain.sample(self._context, row))
                 if tokens[-1] != guess:

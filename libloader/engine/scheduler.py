@@ -5,7 +5,7 @@ Lives here: admission, the plan of a step, preemption. Not here: what is known o
 
 Laws:
 - Running streams come first: one token each. Prompt chunks fill what is left of one n_ubatch or
-  less (pace.py), so that a long prompt never holds up a stream for longer than that.
+  less (pace.py), so that a long prompt never holds up a stream, or a brief prompt, for longer.
 - Nobody is admitted whose worst case does not fit beside the worst cases of all who run; the newest
   waits, and nobody overtakes it. So a full cache is an exception; then the youngest goes back.
 - A batch runs with one set of LoRA adapters; the sets that have work take turns (turns.py). All
@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from libloader.engine.pace import Pace
+from libloader.engine.pace import Pace, deal
 from libloader.engine.ports import ContextPort
 from libloader.engine.prefix_cache import PrefixCache
 from libloader.engine.prefix_store import PrefixStore
@@ -62,13 +62,14 @@ class Scheduler:
         self._n_parallel = min(n_parallel, context.n_seq_max, context.n_batch)
         self._is_full = False  # somebody was preempted and nobody has ended since
         self._gap_steps = 0  # for how long there has been a gap among the running
+        self._settled: Plan = []
 
     def admit(self) -> list[Sequence]:
         """Seat whoever fits, in turn; return those who got a slot."""
         seated: list[Sequence] = []
         if self._is_full and self.running:
             return seated
-        while len(self.running) < self._n_parallel:
+        while not self._is_busy:
             sequence = self.waiting.first()
             if sequence is None or not self._fits(sequence):
                 break
@@ -76,8 +77,21 @@ class Scheduler:
             seated.append(sequence)
         return seated
 
+    @property
+    def settled(self) -> Plan:
+        """What the next batch decodes as well as the last one; empty if it must be planned."""
+        return self._settled if not self.waiting or self._is_busy else []
+
+    @property
+    def _is_busy(self) -> bool:
+        return len(self.running) >= self._n_parallel
+
     def plan(self) -> Plan:
-        """Return what the next batch decodes: streams first, then prompt chunks, oldest first."""
+        """Return what the next batch decodes: streams first, then prompt chunks, oldest first.
+
+        It is settled for as long as all who run are streams that decode together, for which
+        nothing can be done.
+        """
         self._close_gap()
         ready = [each for each in self.running if not self._waits(each)]
         n_streams = sum(sequence.n_pending == 1 for sequence in ready)
@@ -86,6 +100,8 @@ class Scheduler:
         prefilling = [sequence for sequence in chosen if sequence.n_pending > 1]
         plan = decoding + self._chunks(prefilling, n_streams)
         plan.sort(key=_by_seq_id)
+        are_alike = len(decoding) == len(self.running) and not self._gap_steps
+        self._settled = plan if are_alike and not any(map(_walks, self.running)) else []
         return plan
 
     def _waits(self, sequence: Sequence) -> bool:
@@ -106,6 +122,7 @@ class Scheduler:
         slot = sequence.slot
         assert slot is not None
         self._is_full = False
+        self._settled = []
         self.running.remove(sequence)
         slot.sequence = sequence.slot = sequence.leader = sequence.loading = None
         self.cache.settle(slot)
@@ -114,6 +131,7 @@ class Scheduler:
         """Make room in a full context: the older half of what is not kept goes."""
         slot = sequence.slot
         assert slot is not None and len(slot.tokens) == len(sequence.tokens) - 1
+        self._settled = []
         self.cache.shift(sequence, slot, *sequence.forget())
 
     def preempt_youngest(self) -> None:
@@ -158,6 +176,8 @@ class Scheduler:
         known = self.cache.lookup(sequence)
         slot = self.cache.choose_slot(known)
         slot.sequence, sequence.slot = sequence, slot
+        sequence.n_unread = -1
+        self._settled = []
         self.running.append(sequence)
         self.cache.begin(sequence, slot, known)
         self.cache.thin_out()
@@ -182,15 +202,19 @@ class Scheduler:
     def _chunks(self, prefilling: list[Sequence], n_decoding: int) -> Plan:
         if not prefilling:  # nearly every step: the look at what rows cost would be for nothing
             return []
-        left = self.pace.chunk(n_decoding, self._context.n_ubatch)
-        chunks: Plan = []
         for sequence in prefilling:
-            if left <= 0:
-                break
-            chunk = min(sequence.n_pending, left)
-            chunks.append((sequence, chunk))
-            left -= chunk
-        return chunks
+            if sequence.n_unread < 0:
+                sequence.n_unread = sequence.n_pending
+        limits = n_decoding, self._context.n_ubatch
+        n_rows, n_brief = self.pace.chunk(*limits), self.pace.brief(*limits)
+        pending = [sequence.n_pending for sequence in prefilling]
+        briefs = [sequence.n_unread <= n_brief for sequence in prefilling]
+        dealt = deal(pending, briefs, n_rows, n_brief)
+        return [(sequence, n) for sequence, n in zip(prefilling, dealt) if n]
+
+
+def _walks(sequence: Sequence) -> bool:
+    return sequence.live.choosing is not None
 
 
 def _by_seq_id(item: tuple[Sequence, int]) -> int:

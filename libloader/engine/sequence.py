@@ -37,7 +37,7 @@ class Sequence:
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
         "reason", "leader", "loading", "n_shared", "number", "is_counted",
-        "guesser", "draft", "told_s", "prompt", "shifts", "n_shifts",
+        "guesser", "draft", "told_s", "prompt", "shifts", "n_shifts", "n_unread",
         "_n_ctx", "_n_keep", "_n_wanted", "_n_forgotten",
     )  # fmt: skip
 
@@ -65,6 +65,7 @@ class Sequence:
         self.leader: Sequence | None = None  # whose prefill this one waits to share
         self.loading: Loading | None = None  # the saved state that this one waits for
         self.n_shared = 0  # tokens to be had from `leader`
+        self.n_unread = -1  # tokens to compute when it begins in its slot; -1: it has not begun
         self.number = 0  # order of arrival, over all requests
         self.guesser: Guesser | None = None  # of the next tokens, if that is wanted
         self.draft: list[int] = []  # what is guessed to follow `tokens`, in the batch of this step
