@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes import Bench, FakeContext, expected_tokens, never_ending
 
-from libloader.core import RequestDone, TokenEvent
+from libloader.core import DryRunEvent, RequestDone, TokenEvent
 from libloader.engine import prefix_cache
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
@@ -49,12 +49,87 @@ def test_a_look_up_compares_few_of_many_saved_states_that_begin_alike(monkeypatc
     for number in range(100):
         say(bench, f"r{number}", [*common, *[100 + number] * 20])
     looked = []
-    known = prefix_cache._known
-    monkeypatch.setattr(
-        prefix_cache, "_known", lambda *each: looked.append(each[0]) or known(*each)
-    )
+    cache = bench.engine._scheduler.cache
+    known = cache._known
+    monkeypatch.setattr(cache, "_known", lambda *each: looked.append(each[0]) or known(*each))
     assert say(bench, "another", [*common, 250]) == 60
     assert 0 < len(looked) <= prefix_cache.MAX_SAVED_ALIKE + 2  # and two slots
+
+
+def answer(bench, name):
+    return [t for e in bench.of(name, TokenEvent) for t in e.tokens]
+
+
+def test_no_saved_state_comes_between_a_copy_and_its_source():
+    """Separate streams: the copy is made by the next decode, of what its source holds by then."""
+    bench = bench_with(PrefixStore(1 << 20), unified=False)
+    mine, yours = [7] * 80, [8] * 60
+    assert say(bench, "first", yours) == 0
+    assert say(bench, "second", [9] * 60) == 0
+    assert say(bench, "third", mine) == 0  # `yours` left its slot, for RAM
+    bench.submit("B", [*mine[:70], 5], max_tokens=4)  # a copy: what `third` left goes on being useful
+    bench.submit("C", [*yours, 5], max_tokens=4)  # from RAM, into the slot that is copied from
+    bench.run()
+    assert answer(bench, "B") == expected_tokens([*mine[:70], 5], 4, never_ending)
+    assert answer(bench, "C") == expected_tokens([*yours, 5], 4, never_ending)
+    assert bench.context.copies == [] and bench.engine.figures()["n_hits_ram"] == 60
+
+
+def test_who_waits_for_a_copy_that_nobody_decodes_computes_its_prompt():
+    bench = bench_with(PrefixStore(1 << 20), unified=False)
+    mine, yours = [7] * 80, [8] * 60
+    for name, prompt in (("first", yours), ("second", [9] * 60), ("third", mine)):
+        say(bench, name, prompt)
+    bench.context.fault = lambda batch: -1 if len({row[2] for row in batch.rows}) else None
+    bench.submit("B", [*mine[:70], 5], max_tokens=4)
+    bench.submit("C", [*yours, 5], max_tokens=4)
+    bench.step()
+    bench.context.fault = lambda batch: None
+    bench.run()
+    assert answer(bench, "C") == expected_tokens([*yours, 5], 4, never_ending)
+
+
+def swa_bench(store=None, *, unified=True, n_swa=20):
+    context = FakeContext(1024, 2, unified=unified, n_swa=n_swa)
+    bench = Bench(context, n_parallel=2, store=store)
+    context.tokens_of = never_ending
+    return bench
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_behind_a_sliding_window_only_what_is_whole_is_reused(unified):
+    bench = swa_bench(unified=unified)
+    prompt = [7] * 60
+    assert say(bench, "a", prompt) == 0
+    assert say(bench, "goes on", [*prompt, *answer(bench, "a"), 1]) >= 63
+    assert say(bench, "cut back", [*prompt[:50], 1, 2]) == 0
+    assert bench.engine._scheduler.slots.can_cut  # this slot could not be cut, others can
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_saved_state_without_the_keys_of_a_window_is_reused_whole_or_not_at_all(unified):
+    bench = swa_bench(PrefixStore(1 << 20), unified=unified)
+    assert say(bench, "old", [7] * 60) == 0
+    for number in range(3):
+        say(bench, f"other {number}", [number + 1] * 60)
+    said = answer(bench, "old")
+    assert say(bench, "cut", [*[7] * 50, 1]) == 0
+    assert say(bench, "whole", [*[7] * 60, *said, 1]) >= 63
+
+
+def test_a_sequence_within_its_window_is_cut_as_any_other():
+    bench = swa_bench(n_swa=200)
+    assert say(bench, "a", [7] * 60) == 0
+    assert say(bench, "b", [*[7] * 50, 1]) == 50
+
+
+def test_a_dry_run_knows_what_a_window_has_forgotten():
+    bench = swa_bench()
+    say(bench, "a", [7] * 60)
+    bench.submit("dry", [*[7] * 50, 1], kind="dry_run")
+    bench.run()
+    (event,) = [e for e in bench.of("dry") if isinstance(e, DryRunEvent)]
+    assert sum(n for _, n in event.cached) == 0
 
 
 def finished_chats(store, *, unified=True):

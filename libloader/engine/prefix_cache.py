@@ -68,7 +68,8 @@ class PrefixCache:
         candidates: list[Holder] = [slot for slot in self.slots.all if slot in holders]
         saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
         candidates += islice(saved, MAX_SAVED_ALIKE)
-        known = max((_known(each, n, sequence) for each in candidates), key=_worth, default=None)
+        known = max((self._known(each, n, sequence) for each in candidates), key=_worth,
+                    default=None)  # fmt: skip
         return known if known is not None and known.n_soon > 0 else None
 
     def known(self, tokens: list[int], adapters: Adapters) -> tuple[str, int]:
@@ -78,10 +79,18 @@ class PrefixCache:
         return max(found, key=lambda known: (known[1], known[0] == "kv"), default=("kv", 0))
 
     def _held(self, holder: Holder, n: int) -> tuple[str, int]:
-        is_whole = n >= len(holder.tokens)
-        if not is_whole and not self.slots.can_cut:
-            n = 0
-        return "kv" if isinstance(holder, Slot) else holder.level, min(n, len(holder.tokens))
+        return "kv" if isinstance(holder, Slot) else holder.level, self._n_now(holder, n)
+
+    def _n_now(self, holder: Holder, n: int) -> int:
+        if isinstance(holder, Saved):
+            return self.slots.n_to_restore(len(holder.tokens), min(n, len(holder.tokens)))
+        return self.slots.n_to_give(holder, min(n, holder.n_pure))
+
+    def _known(self, holder: Holder, n: int, asking: Sequence) -> Known:
+        n_now = self._n_now(holder, n)
+        owner = holder.sequence if isinstance(holder, Slot) else None
+        waits = isinstance(owner, Sequence) and owner.number < asking.number
+        return Known(holder, n_now, n if waits else n_now)
 
     def choose_slot(self, known: Known | None) -> Slot:
         """Return the idle slot to use: the one with the prefix if nothing in it is lost by that."""
@@ -124,11 +133,19 @@ class PrefixCache:
                 return True
             self.begin(sequence, slot, self.lookup(sequence))
         loading = sequence.loading
-        if loading is not None and loading.state.done():
+        if loading is not None and loading.state.done() and self.slots.can_restore(slot):
             sequence.loading = None
             self._restore(slot, loading)
             self._promise(sequence, slot)
         return sequence.is_waiting
+
+    def stop_waiting(self, sequence: Sequence) -> None:
+        """Go on without a saved state that cannot be put back before somebody decodes."""
+        slot = sequence.slot
+        assert slot is not None
+        if sequence.loading is not None and sequence.loading.state.done():
+            sequence.loading = None
+            self._promise(sequence, slot)
 
     def settle(self, slot: Slot) -> None:
         """Take note that nobody sits in `slot` any more: it holds what it holds."""
@@ -250,7 +267,8 @@ class PrefixCache:
         self.slots.truncate(slot, 0)
 
     def _save(self, slot: Slot) -> None:
-        if len(slot.tokens) < MIN_WORTH_SAVING or not self._store.takes:
+        is_worth_it = len(slot.tokens) >= MIN_WORTH_SAVING and self.slots.can_save(slot)
+        if not is_worth_it or not self._store.takes:
             return
         n, holders = self._tree.longest(slot.tokens, slot.adapters)
         others = [other for other in holders if other is not slot and len(other.tokens) >= n]
@@ -263,15 +281,6 @@ class PrefixCache:
         saved = self._store.put(tokens, self.slots.state(slot), slot.adapters)
         if saved is not None:
             self._tree.insert(tokens, saved)
-
-
-def _known(holder: Holder, n: int, asking: Sequence) -> Known:
-    if isinstance(holder, Saved):
-        return Known(holder, n, n)
-    n_now = min(n, holder.n_pure)
-    owner = holder.sequence
-    waits = isinstance(owner, Sequence) and owner.number < asking.number
-    return Known(holder, n_now, n if waits else n_now)
 
 
 def _worth(known: Known) -> tuple[int, int, bool, int]:
