@@ -67,7 +67,7 @@ def test_no_saved_state_comes_between_a_copy_and_its_source():
     assert say(bench, "first", yours) == 0
     assert say(bench, "second", [9] * 60) == 0
     assert say(bench, "third", mine) == 0  # `yours` left its slot, for RAM
-    bench.submit("B", [*mine[:70], 5], max_tokens=4)  # a copy: what `third` left goes on being useful
+    bench.submit("B", [*mine[:70], 5], max_tokens=4)  # a copy: `third` may go on
     bench.submit("C", [*yours, 5], max_tokens=4)  # from RAM, into the slot that is copied from
     bench.run()
     assert answer(bench, "B") == expected_tokens([*mine[:70], 5], 4, never_ending)
