@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -80,6 +81,29 @@ def test_a_symbolic_link_is_not_followed(folder, written, tmp_path):
     written.rename(real)
     written.symlink_to(real)
     assert folder.index() == [] and folder.read(written.name, TOKENS) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="symbolic links need rights elsewhere")
+def test_a_link_to_nowhere_leaves_the_rest_of_the_folder_in_use(folder, written, tmp_path, caplog):
+    (tmp_path / "a").symlink_to("/nowhere/at/all")
+    assert [entry.name for entry in folder.index()] == [written.name]
+    folder.write(folder.name_for([9]), [9], (), STATE)
+    assert len(folder.index()) == 2 and not caplog.records
+
+
+def test_a_file_that_vanishes_while_the_folder_is_read_is_passed_over(
+    folder, written, tmp_path, monkeypatch
+):
+    class Vanished:
+        name, path = "b.kv", str(tmp_path / "b.kv")
+
+        def stat(self, follow_symlinks=True):
+            raise FileNotFoundError(2, "No such file or directory", self.path)
+
+    with os.scandir(tmp_path) as entries:
+        seen = [Vanished(), *entries]
+    monkeypatch.setattr(prefix_file.os, "scandir", lambda path: contextlib.nullcontext(seen))
+    assert [entry.name for entry in folder.index()] == [written.name]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -20,9 +20,11 @@ Laws:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import stat
 import struct
 import sys
 import time
@@ -53,6 +55,12 @@ class Entry(NamedTuple):
     n_bytes: int  # of the state
 
 
+class _File(NamedTuple):
+    name: str
+    n_bytes: int
+    mtime_s: float
+
+
 class Folder:
     """The states of one model, library and settings in one folder. One thread at a time.
 
@@ -70,11 +78,11 @@ class Folder:
         """Return an entry for each file that may be ours, oldest first."""
         try:
             os.makedirs(self._path, 0o700, exist_ok=True)
-            entries = sorted(os.scandir(self._path), key=lambda entry: entry.stat().st_mtime)
+            files = self._plain_files()
         except OSError as error:
             self._give_up(error)
             return []
-        return list(self._readable(entries))
+        return list(self._readable(files))
 
     def name_for(self, tokens: list[int], adapters: Adapters = ()) -> str:
         digest = hashlib.blake2b(self._head(tokens, adapters, 0), digest_size=16)
@@ -118,14 +126,25 @@ class Folder:
         head = _HEAD.pack(MAGIC, self._binding, len(adapters), len(tokens), n_state)
         return head + b"".join(packed) + _packed(tokens)
 
-    def _readable(self, entries: list[os.DirEntry[str]]) -> Iterator[Entry]:
-        for entry in entries:
-            if entry.name.endswith(SUFFIX):
-                found = self._read_head(entry.name)
+    def _plain_files(self) -> list[_File]:
+        """Return the plain files, oldest first, less what vanishes while the folder is read."""
+        files = []
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    about = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(about.st_mode):
+                        files.append(_File(entry.name, about.st_size, about.st_mtime))
+        return sorted(files, key=lambda file: file.mtime_s)
+
+    def _readable(self, files: list[_File]) -> Iterator[Entry]:
+        for file in files:
+            if file.name.endswith(SUFFIX):
+                found = self._read_head(file.name)
                 if found is not None:
                     yield found
-            elif entry.name.endswith(UNFINISHED) and _is_abandoned(entry):
-                self._remove(entry.path)
+            elif file.name.endswith(UNFINISHED) and time.time() - file.mtime_s > ABANDONED_S:
+                self.remove(file.name)
 
     def _read_head(self, name: str) -> Entry | None:
         """Return what the file holds, None if it is not ours or not whole."""
@@ -194,10 +213,3 @@ def _little_endian(tokens: array[int]) -> array[int]:
     if sys.byteorder == "big":
         tokens.byteswap()
     return tokens
-
-
-def _is_abandoned(entry: os.DirEntry[str]) -> bool:
-    try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_S
-    except OSError:
-        return False
