@@ -121,6 +121,30 @@ def test_an_abandoned_unfinished_file_is_removed_and_a_fresh_one_is_not(folder, 
     assert not old.exists() and fresh.exists()
 
 
+def test_what_another_server_with_our_process_id_left_unfinished_is_in_nobodys_way(
+    folder, tmp_path, caplog
+):
+    name = folder.name_for(TOKENS)
+    left = tmp_path / f"{name}.{os.getpid()}.tmp"
+    left.write_bytes(b"half")
+    folder.write(name, TOKENS, (), STATE)
+    assert folder.read(name, TOKENS) == STATE and left.read_bytes() == b"half"
+    assert not caplog.records
+
+
+def test_a_name_that_is_taken_costs_one_state_and_not_the_saving(
+    folder, tmp_path, monkeypatch, caplog
+):
+    taken = tmp_path / f"a.kv.{b'12345678'.hex()}.tmp"
+    taken.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(prefix_file.os, "urandom", lambda n: b"12345678")
+        folder.write("a.kv", TOKENS, (), STATE)
+    folder.write("b.kv", TOKENS, (), STATE)
+    assert sorted(os.listdir(tmp_path)) == [taken.name, "b.kv"]
+    assert not caplog.records
+
+
 def test_a_failed_write_leaves_no_file_and_warns_once(folder, tmp_path, monkeypatch, caplog):
     def full(*args):
         raise OSError(28, "No space left on device")

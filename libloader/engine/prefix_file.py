@@ -14,7 +14,8 @@ Lives here: the format, its checks, atomic writing. Not here: which states are k
 Laws:
 - A file that is damaged, cut, foreign or not a plain file is never loaded: libllama trusts what it
   is given. The size is checked when the folder is read, the checksum when the state is.
-- A file appears whole or not at all: written under another name, synced, renamed.
+- A file appears whole or not at all: written under another name, synced, renamed. That name is a
+  random one: process ids repeat in containers, which may share the folder, and after a restart.
 - The first error of the file system ends the writing, with one warning. Nothing here raises.
 """
 
@@ -109,10 +110,12 @@ class Folder:
         if not self._is_writable:
             return
         body = self._head(tokens, adapters, len(state)) + state
-        unfinished = os.path.join(self._path, f"{name}.{os.getpid()}{UNFINISHED}")
+        unfinished = os.path.join(self._path, f"{name}.{os.urandom(8).hex()}{UNFINISHED}")
         try:
             self._write_whole(unfinished, body)
             os.replace(unfinished, os.path.join(self._path, name))
+        except FileExistsError:
+            logger.info("%s is being written by another server", unfinished)
         except OSError as error:
             self._give_up(error)
             self._remove(unfinished)
