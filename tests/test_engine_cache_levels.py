@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import Bench, FakeContext, expected_tokens, never_ending
+from fakes import Bench, FakeContext, Watched, expected_tokens, never_ending
 
 from libloader.core import RequestDone, TokenEvent
 from libloader.engine import prefix_cache
@@ -55,6 +55,34 @@ def test_a_look_up_compares_few_of_many_saved_states_that_begin_alike(monkeypatc
     )
     assert say(bench, "another", [*common, 250]) == 60
     assert 0 < len(looked) <= prefix_cache.MAX_SAVED_ALIKE + 2  # and two slots
+
+
+def test_saving_a_slot_looks_at_few_of_many_saved_states_that_begin_alike():
+    store = PrefixStore(1 << 24)
+    bench = bench_with(store)
+    common = list(range(1, 61))
+    for number in range(100):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    for saved in store:
+        saved.tokens = Watched(saved.tokens)
+    Watched.n_looks = 0
+    for number in range(100, 110):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    assert len(list(store)) > 100 and Watched.n_looks < 10 * 2 * prefix_cache.MAX_SAVED_ALIKE
+
+
+def test_a_saved_state_that_a_longer_one_begins_with_goes():
+    store = PrefixStore(1 << 24)
+    bench = bench_with(store)
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    (short,) = [saved for saved in store if saved.tokens[:60] == CHATS["chat0"]]
+    assert say(bench, "longer", [*short.tokens, *[99] * 60]) == len(short.tokens)
+    for name, prompt in list(CHATS.items())[1:]:
+        say(bench, f"{name} again", [*prompt, 77])
+    (long,) = [saved for saved in store if saved.tokens[:60] == CHATS["chat0"]]
+    assert len(long.tokens) > len(short.tokens) + 60
+    bench.engine.check_integrity()
 
 
 def finished_chats(store, *, unified=True):
