@@ -14,7 +14,7 @@ from libloader.engine import prefix_file
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
 
-BINDING = b"b" * 32
+BINDING, OTHER = b"b" * 32, b"o" * 32
 TOKENS = [1, 70000, 3]
 STATE = b"state" * 100
 
@@ -199,14 +199,93 @@ def test_what_leaves_ram_goes_to_disk_and_comes_back(folder):
     store.close()
 
 
-def test_disk_holds_no_more_than_its_budget(folder, tmp_path):
-    store = PrefixStore(0, folder, 250)
-    for number in range(5):
+def fill(folder, numbers, n_most=10_000):
+    """Keep a state of 100 bytes for each number on disk: files of 192 bytes."""
+    store = PrefixStore(0, folder, n_most)
+    for number in numbers:
         saved = store.put([number], b"x" * 100)
         assert saved is not None
         store.fetch(saved).result()  # waits for the disk
     store.close()
-    assert len(os.listdir(tmp_path)) == 2
+
+
+def names(tmp_path, binding, numbers):
+    return {Folder(str(tmp_path), binding).name_for([number]) for number in numbers}
+
+
+def test_disk_holds_no_more_than_its_budget(folder, tmp_path):
+    fill(folder, range(5), n_most=2 * 192)
+    assert set(os.listdir(tmp_path)) == names(tmp_path, BINDING, [3, 4])
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 2 * 192
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A folder with six files of another model, the oldest first."""
+    fill(Folder(str(tmp_path), OTHER), range(6))
+    for number in range(6):
+        (name,) = names(tmp_path, OTHER, [number])
+        os.utime(tmp_path / name, (1000 + number, 1000 + number))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("n_most", "n_others", "ours"),
+    [(9, 6, range(3)), (8, 5, range(3)), (6, 3, range(3)), (3, 0, range(3)), (2, 0, [1, 2])],
+)
+def test_files_of_another_model_count_and_go_first_and_oldest_first(
+    folder, shared, n_most, n_others, ours
+):
+    fill(folder, range(3), n_most=n_most * 192)
+    others = names(shared, OTHER, range(6 - n_others, 6))
+    assert set(os.listdir(shared)) == others | names(shared, BINDING, ours)
+
+
+def test_files_of_another_version_or_adapter_and_damaged_ones_count_too(shared):
+    for at, path in zip((7, 44, 45, 53), sorted(shared.iterdir())):
+        data = bytearray(path.read_bytes())
+        data[at] ^= 4
+        path.write_bytes(data)
+    folder = Folder(str(shared), BINDING, [b"a" * 32])
+    folder.write(folder.name_for([9], ((0, 1.0),)), [9], ((0, 1.0),), b"x" * 60)
+    fill(Folder(str(shared), BINDING), [0], n_most=192)
+    assert set(os.listdir(shared)) == names(shared, BINDING, [0])
+
+
+def test_a_damaged_file_that_is_written_anew_counts_once(folder, tmp_path):
+    fill(folder, range(2))
+    (name,) = names(tmp_path, BINDING, [0])
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    fill(Folder(str(tmp_path), BINDING), [0, 2], n_most=3 * 192)
+    assert set(os.listdir(tmp_path)) == names(tmp_path, BINDING, range(3))
+
+
+def test_nothing_is_removed_that_is_not_of_our_format(folder, shared):
+    for path in shared.iterdir():
+        path.write_bytes(b"my notes " * 100)
+    (shared / "notes.txt").write_bytes(prefix_file.MAGIC * 100)
+    fill(folder, range(3), n_most=192)
+    assert len(os.listdir(shared)) == 6 + 1 + 1
+
+
+def test_what_became_something_else_after_the_start_is_not_removed(folder, shared):
+    store = PrefixStore(0, folder, 6 * 192)
+    for path in shared.iterdir():
+        path.write_bytes(b"my notes")
+    store.put([0], b"x" * 100)
+    store.close()
+    assert len(os.listdir(shared)) == 7
+
+
+def test_files_that_another_server_removes_are_in_nobodys_way(folder, shared, caplog):
+    store = PrefixStore(0, folder, 6 * 192)
+    for path in shared.iterdir():
+        path.unlink()
+    for number in range(7):
+        store.put([number], b"x" * 100)
+    store.close()
+    assert set(os.listdir(shared)) == names(shared, BINDING, range(1, 7))
+    assert not caplog.records
 
 
 def test_all_that_is_in_ram_is_found_after_a_restart(tmp_path):

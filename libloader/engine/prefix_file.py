@@ -16,6 +16,11 @@ Laws:
   is given. The size is checked when the folder is read, the checksum when the state is.
 - A file appears whole or not at all: written under another name, synced, renamed. That name is a
   random one: process ids repeat in containers, which may share the folder, and after a restart.
+- Several servers may share a folder, each with its own limit. One sees what lay there when it
+  started, and what it writes itself, so n of them fill at most n limits. Where it needs room, the
+  files go first that were there and that it cannot use, oldest first, also those of a server that
+  runs: that one computes again what it misses. So a file may be gone at any moment.
+- Nothing is removed that is not of this format, in any version.
 - The first error of the file system ends the writing, with one warning. Nothing here raises.
 """
 
@@ -30,12 +35,13 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 from libloader.core import Adapters
 
 MAGIC = b"IGLKV\r\n\2"
+_KIND = MAGIC[:-1]  # the same in all versions
 _HEAD = struct.Struct("<8s32sIIQ")
 _ADAPTER = struct.Struct("<32sd")
 _DIGEST_BYTES = 32
@@ -56,10 +62,17 @@ class Entry(NamedTuple):
     n_bytes: int  # of the state
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
+    """A plain file."""
+
     name: str
     n_bytes: int
     mtime_s: float
+
+
+def file_bytes(n_tokens: int, n_adapters: int, n_state: int) -> int:
+    """Return the size of the file with a state of `n_state` bytes."""
+    return _HEAD.size + _ADAPTER.size * n_adapters + 4 * n_tokens + n_state + _DIGEST_BYTES
 
 
 class Folder:
@@ -74,16 +87,18 @@ class Folder:
         self._binding = binding
         self._digests = adapters
         self._is_writable = True
+        self.others: list[File] = []  # of our format and no use to us, oldest first; see index()
 
     def index(self) -> list[Entry]:
-        """Return an entry for each file that may be ours, oldest first."""
+        """Return an entry for each file that may be ours, oldest first; fill `others`."""
         try:
             os.makedirs(self._path, 0o700, exist_ok=True)
             files = self._plain_files()
         except OSError as error:
             self._give_up(error)
             return []
-        return list(self._readable(files))
+        entries = [self._look_at(file) for file in files]
+        return [entry for entry in entries if entry is not None]
 
     def name_for(self, tokens: list[int], adapters: Adapters = ()) -> str:
         digest = hashlib.blake2b(self._head(tokens, adapters, 0), digest_size=16)
@@ -123,13 +138,18 @@ class Folder:
     def remove(self, name: str) -> None:
         self._remove(os.path.join(self._path, name))
 
+    def remove_other(self, name: str) -> None:
+        """Remove one of `others`, unless the name has become that of something else."""
+        if self._is_of_our_kind(name):
+            self.remove(name)
+
     def _head(self, tokens: list[int], adapters: Adapters, n_state: int) -> bytes:
         """Return all that a file holds before its state; adapters in the order of their hashes."""
         packed = sorted(_ADAPTER.pack(self._digests[number], scale) for number, scale in adapters)
         head = _HEAD.pack(MAGIC, self._binding, len(adapters), len(tokens), n_state)
         return head + b"".join(packed) + _packed(tokens)
 
-    def _plain_files(self) -> list[_File]:
+    def _plain_files(self) -> list[File]:
         """Return the plain files, oldest first, less what vanishes while the folder is read."""
         files = []
         with os.scandir(self._path) as entries:
@@ -137,40 +157,44 @@ class Folder:
                 with contextlib.suppress(OSError):
                     about = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(about.st_mode):
-                        files.append(_File(entry.name, about.st_size, about.st_mtime))
+                        files.append(File(entry.name, about.st_size, about.st_mtime))
         return sorted(files, key=lambda file: file.mtime_s)
 
-    def _readable(self, files: list[_File]) -> Iterator[Entry]:
-        for file in files:
-            if file.name.endswith(SUFFIX):
-                found = self._read_head(file.name)
-                if found is not None:
-                    yield found
-            elif file.name.endswith(UNFINISHED) and time.time() - file.mtime_s > ABANDONED_S:
-                self.remove(file.name)
-
-    def _read_head(self, name: str) -> Entry | None:
-        """Return what the file holds, None if it is not ours or not whole."""
-        try:
-            with self._open(name) as file:
-                size = os.fstat(file.fileno()).st_size
-                magic, binding, *counts = _HEAD.unpack(file.read(_HEAD.size))
-                n_adapters, n_tokens, n_state = counts
-                n_known = _HEAD.size + _ADAPTER.size * n_adapters + 4 * n_tokens
-                is_ours = magic == MAGIC and binding == self._binding
-                if not is_ours or size != n_known + n_state + _DIGEST_BYTES:
-                    return None
-                adapters = self._read_adapters(file, min(n_adapters, MAX_ADAPTERS))
-                tokens = _unpacked(file.read(4 * min(n_tokens, MAX_TOKENS)))
-                return Entry(name, tokens, adapters, n_state) if tokens else None
-        except (OSError, struct.error, ValueError) as error:
-            logger.info("cached prefix %s is ignored: %s", name, error)
+    def _look_at(self, file: File) -> Entry | None:
+        """Return the entry for a file of ours; note others, remove old unfinished ones."""
+        if file.name.endswith(UNFINISHED) and time.time() - file.mtime_s > ABANDONED_S:
+            self.remove(file.name)
+        if not file.name.endswith(SUFFIX):
             return None
+        try:
+            with self._open(file.name) as opened:
+                entry = self._read_head(file.name, opened)
+        except (OSError, struct.error, ValueError) as error:
+            logger.info("cached prefix %s is ignored: %s", file.name, error)
+            entry = None
+        if entry is None and self._is_of_our_kind(file.name):
+            self.others.append(file)
+        return entry
 
-    def _read_adapters(self, file: BinaryIO, n: int) -> Adapters:
-        """Return adapters by their numbers of today; ValueError if one is not loaded."""
-        packed = [_ADAPTER.unpack(file.read(_ADAPTER.size)) for _ in range(n)]
-        return tuple(sorted((self._digests.index(digest), scale) for digest, scale in packed))
+    def _read_head(self, name: str, file: BinaryIO) -> Entry | None:
+        """Return what the file holds, None if it is somebody else's; ValueError if not whole."""
+        size = os.fstat(file.fileno()).st_size
+        magic, binding, n_adapters, n_tokens, n_state = _HEAD.unpack(file.read(_HEAD.size))
+        if magic != MAGIC and magic.startswith(_KIND):
+            return None
+        is_possible = n_adapters <= MAX_ADAPTERS and 0 < n_tokens <= MAX_TOKENS
+        if magic != MAGIC or not is_possible or size != file_bytes(n_tokens, n_adapters, n_state):
+            raise ValueError("it is damaged, cut short or something else")
+        packed = [_ADAPTER.unpack(file.read(_ADAPTER.size)) for _ in range(n_adapters)]
+        if binding != self._binding or any(digest not in self._digests for digest, _ in packed):
+            return None
+        adapters = tuple(sorted((self._digests.index(digest), scale) for digest, scale in packed))
+        return Entry(name, _unpacked(file.read(4 * n_tokens)), adapters, n_state)
+
+    def _is_of_our_kind(self, name: str) -> bool:
+        with contextlib.suppress(OSError), self._open(name) as file:
+            return file.read(len(_KIND)) == _KIND
+        return False
 
     def _open(self, name: str) -> BinaryIO:
         """Open for reading, not through a symbolic link, and not what could block."""

@@ -9,6 +9,8 @@ Laws:
   the cost to compute them again, which leaves the age. What comes from RAM to disk counts as used
   then.
 - No call's cost grows with the number of states: the engine thread makes them all.
+- The disk level counts whole files, those of other models, libraries and settings too: these are of
+  no use here and go first (prefix_file.py says what that means for two servers on one folder).
 - The engine thread never waits for a disk: files are read and written by one thread here. A disk
   that is full, gone or read-only ends the saving with one warning, never the serving.
 """
@@ -22,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Callable, NamedTuple
 
 from libloader.core import Adapters
-from libloader.engine.prefix_file import Folder
+from libloader.engine.prefix_file import Folder, file_bytes
 
 MAX_PENDING_BYTES = 64 << 20  # states that wait for the disk are in memory beside the RAM budget
 
@@ -42,6 +44,10 @@ class Saved:
         self.n_bytes = n_bytes
         self.state = state
         self.name = name  # of its file; "" if there is none
+
+    @property
+    def n_file_bytes(self) -> int:
+        return file_bytes(len(self.tokens), len(self.adapters), self.n_bytes)
 
     @property
     def level(self) -> str:
@@ -75,7 +81,12 @@ class PrefixStore:
         for entry in folder.index() if folder else ():
             saved = Saved(entry.tokens, entry.adapters, entry.n_bytes, None, entry.name)
             self._on_disk[saved] = None
-            self._n_disk_bytes += saved.n_bytes
+            self._n_disk_bytes += saved.n_file_bytes
+        # Files of no use to us: names and sizes, oldest first.
+        self._others = OrderedDict(
+            (each.name, each.n_bytes) for each in (folder.others if folder else ())
+        )
+        self._n_disk_bytes += sum(self._others.values())
         self._shrink_disk()
 
     def __iter__(self) -> Iterator[Saved]:
@@ -144,18 +155,21 @@ class PrefixStore:
             return
         del self._in_ram[saved]
         self.n_ram_bytes -= saved.n_bytes
-        saved.state = None
+        saved.state, saved.name = None, self._folder.name_for(saved.tokens, saved.adapters)
         self._on_disk[saved] = None
-        self._n_disk_bytes += saved.n_bytes
+        self._n_disk_bytes += saved.n_file_bytes - self._others.pop(saved.name, 0)
         self._shrink_disk()  # what is removed is removed before this one is written
         if saved in self._on_disk:
-            what = (saved.tokens, saved.adapters)
-            saved.name = self._folder.name_for(*what)
-            write = self._disk.submit(self._folder.write, saved.name, *what, state)
-            self._pending.append((saved.n_bytes, write))
+            what = (saved.name, saved.tokens, saved.adapters, state)
+            self._pending.append((saved.n_bytes, self._disk.submit(self._folder.write, *what)))
             self._n_pending_bytes += saved.n_bytes
 
     def _shrink_disk(self) -> None:
+        while self._n_disk_bytes > self._disk_bytes and self._others:
+            name, n_bytes = self._others.popitem(last=False)
+            self._n_disk_bytes -= n_bytes
+            if self._disk is not None and self._folder is not None:
+                self._disk.submit(self._folder.remove_other, name)
         while self._n_disk_bytes > self._disk_bytes:
             self._drop(next(iter(self._on_disk)))
 
@@ -167,7 +181,7 @@ class PrefixStore:
     def _drop(self, saved: Saved) -> None:
         del self._level_of(saved)[saved]
         if saved.state is None:
-            self._n_disk_bytes -= saved.n_bytes
+            self._n_disk_bytes -= saved.n_file_bytes
         else:
             self.n_ram_bytes -= saved.n_bytes
         if saved.name and self._disk is not None and self._folder is not None:
