@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from fakes import Bench, FakeContext, Watched, expected_tokens, never_ending
+from supervise_fakes import wait_for
 
 from libloader.core import RequestDone, TokenEvent
 from libloader.engine import prefix_cache
@@ -155,6 +158,20 @@ def test_a_damaged_file_is_computed_again_and_never_loaded(tmp_path):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     bench = bench_with(disk_store(tmp_path))
     assert say(bench, "again", [*CHATS["chat0"], 99]) == 0
+    bench.engine.close()
+
+
+def test_after_the_folder_has_vanished_no_dry_run_promises_anything_of_it(tmp_path):
+    bench = bench_with(disk_store(tmp_path / "cache"))
+    for name, prompt in list(CHATS.items())[:4]:
+        say(bench, name, prompt)
+    shutil.rmtree(tmp_path / "cache")
+    for name, prompt in list(CHATS.items())[4:]:
+        say(bench, name, prompt)
+    cache = bench.engine._scheduler.cache
+    wait_for(lambda: cache.known([*CHATS["chat0"], 99], ()) == ("kv", 0))
+    assert cache.known([*CHATS["chat5"], 99], ())[0] == "kv"
+    assert say(bench, "again", [*CHATS["chat1"], 99]) == 0
     bench.engine.close()
 
 

@@ -288,6 +288,41 @@ def test_files_that_another_server_removes_are_in_nobodys_way(folder, shared, ca
     assert not caplog.records
 
 
+def test_what_the_disk_could_not_write_is_dropped(folder, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    store, dropped = PrefixStore(0, folder, 10_000), []
+    store.on_drop = dropped.append
+    there = store.put([1], b"x" * 100)
+    store.fetch(there).result()
+    monkeypatch.setattr(prefix_file.os, "fsync", full)
+    lost = store.put([2], b"x" * 100)
+    store.fetch(lost).result()
+    store.settle()
+    assert dropped == [lost] and list(store) == [there]
+    assert store.put([3], b"x" * 100) is None and not store.takes and not store.outlives_us
+    assert store.fetch(there).result() == b"x" * 100
+    store.close()
+
+
+def test_nothing_is_promised_of_a_folder_that_has_vanished(tmp_path, caplog):
+    store = PrefixStore(150, Folder(str(tmp_path / "cache"), BINDING), 10_000)
+    for number in range(3):
+        saved = store.put([number], b"x" * 100)
+    store.fetch(next(iter(store))).result()
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    (tmp_path / "cache").rmdir()
+    store.put([3], b"x" * 100)
+    store.fetch(saved).result()
+    store.settle()
+    assert [each.tokens for each in store] == [[3]]
+    assert store.put([4], b"x" * 100) and [each.tokens for each in store] == [[4]]
+    store.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_all_that_is_in_ram_is_found_after_a_restart(tmp_path):
     store = PrefixStore(10_000, Folder(str(tmp_path), BINDING), 10_000)
     states = {number: bytes([number]) * 100 for number in range(7)}

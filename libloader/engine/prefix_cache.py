@@ -63,6 +63,7 @@ class PrefixCache:
         """Return who knows most of the tokens but the last, whose logits are needed."""
         if not sequence.live.request.cache_prompt:
             return None
+        self._store.settle()
         n, holders = self._tree.longest(sequence.tokens[:-1], sequence.live.adapters)
         candidates = (_known(each, n, sequence) for each in self._candidates(holders))
         known = max(candidates, key=_worth, default=None)
@@ -75,7 +76,8 @@ class PrefixCache:
         return [*slots, *islice(saved, MAX_SAVED_ALIKE)]
 
     def known(self, tokens: list[int], adapters: Adapters) -> tuple[str, int]:
-        """Return the level and how many of the tokens but the last it has now. Changes nothing."""
+        """Return the level and how many of the tokens but the last it has now. Starts nothing."""
+        self._store.settle()
         n, holders = self._tree.longest(tokens[:-1], adapters)
         found = [self._held(holder, n) for holder in self._candidates(holders)]
         return max(found, key=lambda known: (known[1], known[0] == "kv"), default=("kv", 0))

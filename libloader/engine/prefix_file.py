@@ -86,7 +86,8 @@ class Folder:
         self._path = path
         self._binding = binding
         self._digests = adapters
-        self._is_writable = True
+        self.is_writable = True  # False for good after the first failure
+        self.is_gone = False  # True if the folder itself was away then
         self.others: list[File] = []  # of our format and no use to us, oldest first; see index()
 
     def index(self) -> list[Entry]:
@@ -120,20 +121,22 @@ class Folder:
             return None
         return body[start:]
 
-    def write(self, name: str, tokens: list[int], adapters: Adapters, state: bytes) -> None:
-        """Write a state, atomically; after the first failure nothing is written any more."""
-        if not self._is_writable:
-            return
+    def write(self, name: str, tokens: list[int], adapters: Adapters, state: bytes) -> bool:
+        """Write a state, atomically; False if it is not there, as ever after the first failure."""
+        if not self.is_writable:
+            return False
         body = self._head(tokens, adapters, len(state)) + state
         unfinished = os.path.join(self._path, f"{name}.{os.urandom(8).hex()}{UNFINISHED}")
         try:
             self._write_whole(unfinished, body)
             os.replace(unfinished, os.path.join(self._path, name))
+            return True
         except FileExistsError:
             logger.info("%s is being written by another server", unfinished)
         except OSError as error:
             self._give_up(error)
             self._remove(unfinished)
+        return False
 
     def remove(self, name: str) -> None:
         self._remove(os.path.join(self._path, name))
@@ -217,7 +220,8 @@ class Folder:
             logger.debug("%s cannot be removed: %s", path, error)
 
     def _give_up(self, error: OSError) -> None:
-        self._is_writable = False
+        self.is_gone = not os.path.isdir(self._path)
+        self.is_writable = False
         logger.warning("prefixes are no longer saved in %s: %s", self._path, error)
 
 

@@ -12,7 +12,8 @@ Laws:
 - The disk level counts whole files, those of other models, libraries and settings too: these are of
   no use here and go first (prefix_file.py says what that means for two servers on one folder).
 - The engine thread never waits for a disk: files are read and written by one thread here. A disk
-  that is full, gone or read-only ends the saving with one warning, never the serving.
+  that is full, gone or read-only ends the saving with one warning, never the serving; what it then
+  does not hold is dropped, so that nobody is promised it or waits for it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class PrefixStore:
         # Both least recently used first.
         self._in_ram: OrderedDict[Saved, None] = OrderedDict()
         self._on_disk: OrderedDict[Saved, None] = OrderedDict()
-        self._pending: deque[tuple[int, Future[None]]] = deque()  # the disk does them in order
+        self._pending: deque[tuple[Saved, Future[bool]]] = deque()  # the disk does them in order
         self.on_drop: Callable[[Saved], None] = lambda saved: None
         self.n_ram_bytes = self._n_disk_bytes = self._n_pending_bytes = 0
         self._bytes_per_token = 0.0  # of the latest state; 0 = none was seen
@@ -95,12 +96,12 @@ class PrefixStore:
     @property
     def takes(self) -> bool:
         """False where nothing can be saved: then no state need be copied out of libllama."""
-        return self._ram_bytes > 0 or self._folder is not None
+        return self._ram_bytes > 0 or self.outlives_us
 
     @property
     def outlives_us(self) -> bool:
         """True where states are found again after a restart."""
-        return self._folder is not None
+        return self._folder is not None and self._folder.is_writable
 
     def can_hold(self, n_tokens: int) -> bool:
         """Say whether a state of so many tokens would find room here, by the latest one's size."""
@@ -134,9 +135,18 @@ class PrefixStore:
         if saved in self._level_of(saved):
             self._drop(saved)
 
+    def settle(self) -> None:
+        """Take note of what the disk has done: what it could not write is dropped."""
+        while self._pending and self._pending[0][1].done():
+            saved, write = self._pending.popleft()
+            self._n_pending_bytes -= saved.n_bytes
+            if not write.result():
+                self.forget(saved)
+                self._forget_all_if_gone()
+
     def close(self) -> None:
         """Bring to disk what is in RAM, and wait for it."""
-        if self._folder is not None:
+        if self.outlives_us:
             for saved in list(self._in_ram):
                 if self._is_disk_behind():
                     wait([write for _, write in self._pending])
@@ -150,7 +160,8 @@ class PrefixStore:
     def _leave_ram(self, saved: Saved) -> None:
         state = saved.state
         assert state is not None
-        if self._folder is None or self._disk is None or self._is_disk_behind():
+        is_full = self._is_disk_behind() or not self.outlives_us
+        if self._folder is None or self._disk is None or is_full:
             self._drop(saved)
             return
         del self._in_ram[saved]
@@ -161,7 +172,7 @@ class PrefixStore:
         self._shrink_disk()  # what is removed is removed before this one is written
         if saved in self._on_disk:
             what = (saved.name, saved.tokens, saved.adapters, state)
-            self._pending.append((saved.n_bytes, self._disk.submit(self._folder.write, *what)))
+            self._pending.append((saved, self._disk.submit(self._folder.write, *what)))
             self._n_pending_bytes += saved.n_bytes
 
     def _shrink_disk(self) -> None:
@@ -174,9 +185,13 @@ class PrefixStore:
             self._drop(next(iter(self._on_disk)))
 
     def _is_disk_behind(self) -> bool:
-        while self._pending and self._pending[0][1].done():
-            self._n_pending_bytes -= self._pending.popleft()[0]
+        self.settle()
         return self._n_pending_bytes > MAX_PENDING_BYTES
+
+    def _forget_all_if_gone(self) -> None:
+        if self._folder is not None and self._folder.is_gone:
+            for saved in list(self._on_disk):
+                self._drop(saved)
 
     def _drop(self, saved: Saved) -> None:
         del self._level_of(saved)[saved]
