@@ -68,6 +68,38 @@ def test_a_file_is_not_read_as_the_state_of_other_tokens(folder, written):
     assert folder.read(written.name, [1, 2, 3]) is None
 
 
+def test_damaged_files_are_one_warning_that_names_some_of_them(folder, written, tmp_path, caplog):
+    whole = written.read_bytes()
+    for number, left in enumerate((whole[:-1], whole[:60], whole[:20], b"", b"my notes" * 100)):
+        (tmp_path / f"{number}.kv").write_bytes(left)
+    assert len(folder.index()) == 1
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and ": 5 files (" in record.message
+    assert record.message.count(".kv': ") == 3 and record.message.endswith("; ...)")
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [(-1, "cut short or damaged"), (20, "cut short or damaged"), (0, "no saved prefix")],
+)
+def test_the_warning_says_what_is_wrong_with_a_file(folder, written, caplog, left, words):
+    written.write_bytes(written.read_bytes()[:left])
+    assert folder.index() == [] and f"1 files ('{written.name}': {words})" in caplog.text
+
+
+def test_files_of_others_are_one_warning_with_their_number_and_size(shared, caplog):
+    assert Folder(str(shared), BINDING).index() == []
+    (record,) = caplog.records
+    assert (
+        record.levelname == "WARNING" and "6 saved prefixes (0.0 MiB) of another" in record.message
+    )
+
+
+def test_of_a_good_folder_nothing_is_said(folder, written, tmp_path, caplog):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert len(folder.index()) == 1 and not caplog.records
+
+
 def test_strange_files_are_left_alone(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "folder.kv").mkdir()
@@ -285,7 +317,7 @@ def test_files_that_another_server_removes_are_in_nobodys_way(folder, shared, ca
         store.put([number], b"x" * 100)
     store.close()
     assert set(os.listdir(shared)) == names(shared, BINDING, range(1, 7))
-    assert not caplog.records
+    assert len(caplog.records) == 1  # what lay there at the start
 
 
 def test_what_the_disk_could_not_write_is_dropped(folder, tmp_path, monkeypatch):

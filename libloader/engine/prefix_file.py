@@ -14,6 +14,7 @@ Lives here: the format, its checks, atomic writing. Not here: which states are k
 Laws:
 - A file that is damaged, cut, foreign or not a plain file is never loaded: libllama trusts what it
   is given. The size is checked when the folder is read, the checksum when the state is.
+- What is wrong with a folder is said in two lines at most, however much lies in it.
 - A file appears whole or not at all: written under another name, synced, renamed. That name is a
   random one: process ids repeat in containers, which may share the folder, and after a restart.
 - Several servers may share a folder, each with its own limit. One sees what lay there when it
@@ -49,6 +50,11 @@ SUFFIX, UNFINISHED = ".kv", ".tmp"
 ABANDONED_S = 3600.0  # an unfinished file this old has no writer any more
 MAX_TOKENS = 1 << 24  # more is damage, not a prompt
 MAX_ADAPTERS = 1 << 10
+N_NAMED = 3  # of the files that are ignored
+FOREIGN = (
+    "of no use in %s: %d saved prefixes (%.1f MiB) of another model, library, setting or adapter; "
+    "they count against --cache-disk and go first"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +104,9 @@ class Folder:
         except OSError as error:
             self._give_up(error)
             return []
-        entries = [self._look_at(file) for file in files]
+        damaged: dict[str, Exception] = {}
+        entries = [self._look_at(file, damaged) for file in files]
+        self._tell(damaged)
         return [entry for entry in entries if entry is not None]
 
     def name_for(self, tokens: list[int], adapters: Adapters = ()) -> str:
@@ -111,13 +119,13 @@ class Folder:
             with self._open(name) as file:
                 data = file.read()
         except OSError as error:
-            logger.info("cached prefix %s cannot be read: %s", name, error)
+            logger.info("cached prefix %r cannot be read: %s", name, error)
             return None
         body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
         start = len(self._head(tokens, adapters, 0))
         head = self._head(tokens, adapters, max(0, len(body) - start))
         if body[:start] != head or _digest(body) != digest:
-            logger.warning("cached prefix %s is damaged or foreign; it is ignored", name)
+            logger.warning("cached prefix %r is damaged or foreign; it is ignored", name)
             return None
         return body[start:]
 
@@ -163,8 +171,18 @@ class Folder:
                         files.append(File(entry.name, about.st_size, about.st_mtime))
         return sorted(files, key=lambda file: file.mtime_s)
 
-    def _look_at(self, file: File) -> Entry | None:
-        """Return the entry for a file of ours; note others, remove old unfinished ones."""
+    def _tell(self, damaged: dict[str, Exception]) -> None:
+        """Say what `index` found that is of no use."""
+        if damaged:
+            some = "; ".join(f"{name!r}: {damaged[name]}" for name in list(damaged)[:N_NAMED])
+            some += "; ..." if len(damaged) > N_NAMED else ""
+            logger.warning("ignored in %s: %d files (%s)", self._path, len(damaged), some)
+        foreign = [file.n_bytes for file in self.others if file.name not in damaged]
+        if foreign:
+            logger.warning(FOREIGN, self._path, len(foreign), sum(foreign) / 2**20)
+
+    def _look_at(self, file: File, damaged: dict[str, Exception]) -> Entry | None:
+        """Return the entry of a file of ours; note what is not; sweep old unfinished ones."""
         if file.name.endswith(UNFINISHED) and time.time() - file.mtime_s > ABANDONED_S:
             self.remove(file.name)
         if not file.name.endswith(SUFFIX):
@@ -172,9 +190,10 @@ class Folder:
         try:
             with self._open(file.name) as opened:
                 entry = self._read_head(file.name, opened)
+        except FileNotFoundError:  # another server has removed it meanwhile
+            return None
         except (OSError, struct.error, ValueError) as error:
-            logger.info("cached prefix %s is ignored: %s", file.name, error)
-            entry = None
+            damaged[file.name], entry = error, None
         if entry is None and self._is_of_our_kind(file.name):
             self.others.append(file)
         return entry
@@ -182,12 +201,17 @@ class Folder:
     def _read_head(self, name: str, file: BinaryIO) -> Entry | None:
         """Return what the file holds, None if it is somebody else's; ValueError if not whole."""
         size = os.fstat(file.fileno()).st_size
-        magic, binding, n_adapters, n_tokens, n_state = _HEAD.unpack(file.read(_HEAD.size))
-        if magic != MAGIC and magic.startswith(_KIND):
+        head = file.read(_HEAD.size)
+        if not head.startswith(_KIND):
+            raise ValueError("no saved prefix")
+        if not head.startswith(MAGIC):
             return None
+        if len(head) < _HEAD.size:
+            raise ValueError("cut short or damaged")
+        _, binding, n_adapters, n_tokens, n_state = _HEAD.unpack(head)
         is_possible = n_adapters <= MAX_ADAPTERS and 0 < n_tokens <= MAX_TOKENS
-        if magic != MAGIC or not is_possible or size != file_bytes(n_tokens, n_adapters, n_state):
-            raise ValueError("it is damaged, cut short or something else")
+        if not is_possible or size != file_bytes(n_tokens, n_adapters, n_state):
+            raise ValueError("cut short or damaged")
         packed = [_ADAPTER.unpack(file.read(_ADAPTER.size)) for _ in range(n_adapters)]
         if binding != self._binding or any(digest not in self._digests for digest, _ in packed):
             return None
