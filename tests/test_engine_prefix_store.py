@@ -213,6 +213,23 @@ def test_a_state_larger_than_the_budget_is_not_kept():
     assert store.put([1], b"x" * 100) is None and store.n_ram_bytes == 0
 
 
+def test_a_state_larger_than_all_there_is_pushes_nobody_out(folder, shared):
+    store = PrefixStore(150, folder, 8 * 192)
+    for number in range(2):
+        store.put([number], b"x" * 100)
+    assert store.put([2], b"x" * 9 * 192) is None
+    assert sorted(saved.level for saved in store) == ["disk", "ram"]
+    store.close()
+    assert len(os.listdir(shared)) == 6 + 2
+
+
+def test_a_state_too_large_for_ram_goes_to_disk_past_those_in_ram(folder):
+    store = PrefixStore(150, folder, 10_000)
+    small, large = store.put([1], b"x" * 100), store.put([2], b"x" * 200)
+    assert (small.level, large.level) == ("ram", "disk")
+    store.close()
+
+
 def test_keeping_a_state_looks_at_no_other():
     store = PrefixStore(100_000)
     for number in range(50):

@@ -113,6 +113,8 @@ class PrefixStore:
         saved = Saved(tokens, adapters, len(state), state, "")
         self._in_ram[saved] = None
         self.n_ram_bytes += saved.n_bytes
+        if saved.n_bytes > self._ram_bytes:  # nobody need make room for it
+            self._leave_ram(saved)
         while self.n_ram_bytes > self._ram_bytes:
             self._leave_ram(next(iter(self._in_ram)))
         return saved if saved in self._level_of(saved) else None
@@ -160,8 +162,8 @@ class PrefixStore:
     def _leave_ram(self, saved: Saved) -> None:
         state = saved.state
         assert state is not None
-        is_full = self._is_disk_behind() or not self.outlives_us
-        if self._folder is None or self._disk is None or is_full:
+        fits = saved.n_file_bytes <= self._disk_bytes and not self._is_disk_behind()
+        if self._folder is None or self._disk is None or not (fits and self.outlives_us):
             self._drop(saved)
             return
         del self._in_ram[saved]
@@ -170,10 +172,9 @@ class PrefixStore:
         self._on_disk[saved] = None
         self._n_disk_bytes += saved.n_file_bytes - self._others.pop(saved.name, 0)
         self._shrink_disk()  # what is removed is removed before this one is written
-        if saved in self._on_disk:
-            what = (saved.name, saved.tokens, saved.adapters, state)
-            self._pending.append((saved, self._disk.submit(self._folder.write, *what)))
-            self._n_pending_bytes += saved.n_bytes
+        what = (saved.name, saved.tokens, saved.adapters, state)
+        self._pending.append((saved, self._disk.submit(self._folder.write, *what)))
+        self._n_pending_bytes += saved.n_bytes
 
     def _shrink_disk(self) -> None:
         while self._n_disk_bytes > self._disk_bytes and self._others:
