@@ -471,3 +471,17 @@ def expected_tokens(
         result.append(next_token(past))
         past = after(past, result[-1], adapters)
     return result
+
+
+class Watched(list):
+    """Tokens that notice when they are looked at."""
+
+    n_looks = 0
+
+    def __len__(self):
+        Watched.n_looks += 1
+        return super().__len__()
+
+    def __getitem__(self, at):
+        Watched.n_looks += 1
+        return super().__getitem__(at)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from fakes import Bench, FakeContext, expected_tokens, never_ending
+from fakes import Bench, FakeContext, Watched, expected_tokens, never_ending
+from supervise_fakes import wait_for
 
 from libloader.core import DryRunEvent, RequestDone, TokenEvent
 from libloader.engine import prefix_cache
@@ -132,6 +135,34 @@ def test_a_dry_run_knows_what_a_window_has_forgotten():
     assert sum(n for _, n in event.cached) == 0
 
 
+def test_saving_a_slot_looks_at_few_of_many_saved_states_that_begin_alike():
+    store = PrefixStore(1 << 24)
+    bench = bench_with(store)
+    common = list(range(1, 61))
+    for number in range(100):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    for saved in store:
+        saved.tokens = Watched(saved.tokens)
+    Watched.n_looks = 0
+    for number in range(100, 110):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    assert len(list(store)) > 100 and Watched.n_looks < 10 * 2 * prefix_cache.MAX_SAVED_ALIKE
+
+
+def test_a_saved_state_that_a_longer_one_begins_with_goes():
+    store = PrefixStore(1 << 24)
+    bench = bench_with(store)
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    (short,) = [saved for saved in store if saved.tokens[:60] == CHATS["chat0"]]
+    assert say(bench, "longer", [*short.tokens, *[99] * 60]) == len(short.tokens)
+    for name, prompt in list(CHATS.items())[1:]:
+        say(bench, f"{name} again", [*prompt, 77])
+    (long,) = [saved for saved in store if saved.tokens[:60] == CHATS["chat0"]]
+    assert len(long.tokens) > len(short.tokens) + 60
+    bench.engine.check_integrity()
+
+
 def finished_chats(store, *, unified=True):
     context = FakeContext(4096, 4, unified=unified)
     bench = Bench(context, n_parallel=4, store=store)
@@ -202,6 +233,20 @@ def test_a_damaged_file_is_computed_again_and_never_loaded(tmp_path):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     bench = bench_with(disk_store(tmp_path))
     assert say(bench, "again", [*CHATS["chat0"], 99]) == 0
+    bench.engine.close()
+
+
+def test_after_the_folder_has_vanished_no_dry_run_promises_anything_of_it(tmp_path):
+    bench = bench_with(disk_store(tmp_path / "cache"))
+    for name, prompt in list(CHATS.items())[:4]:
+        say(bench, name, prompt)
+    shutil.rmtree(tmp_path / "cache")
+    for name, prompt in list(CHATS.items())[4:]:
+        say(bench, name, prompt)
+    cache = bench.engine._scheduler.cache
+    wait_for(lambda: cache.known([*CHATS["chat0"], 99], ()) == ("kv", 0))
+    assert cache.known([*CHATS["chat5"], 99], ())[0] == "kv"
+    assert say(bench, "again", [*CHATS["chat1"], 99]) == 0
     bench.engine.close()
 
 

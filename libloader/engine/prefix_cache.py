@@ -63,19 +63,23 @@ class PrefixCache:
         """Return who knows most of the tokens but the last, whose logits are needed."""
         if not sequence.live.request.cache_prompt:
             return None
+        self._store.settle()
         n, holders = self._tree.longest(sequence.tokens[:-1], sequence.live.adapters)
-        # All slots, but of the saved states only some: they may be thousands with one prefix.
-        candidates: list[Holder] = [slot for slot in self.slots.all if slot in holders]
-        saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
-        candidates += islice(saved, MAX_SAVED_ALIKE)
-        known = max((self._known(each, n, sequence) for each in candidates), key=_worth,
-                    default=None)  # fmt: skip
+        candidates = (self._known(each, n, sequence) for each in self._candidates(holders))
+        known = max(candidates, key=_worth, default=None)
         return known if known is not None and known.n_soon > 0 else None
 
+    def _candidates(self, holders: dict[Holder, None]) -> list[Holder]:
+        """Return all slots, but of the saved states only some: thousands may begin alike."""
+        saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
+        slots: list[Holder] = [slot for slot in self.slots.all if slot in holders]
+        return [*slots, *islice(saved, MAX_SAVED_ALIKE)]
+
     def known(self, tokens: list[int], adapters: Adapters) -> tuple[str, int]:
-        """Return the level and how many of the tokens but the last it has now. Changes nothing."""
+        """Return the level and how many of the tokens but the last it has now. Starts nothing."""
+        self._store.settle()
         n, holders = self._tree.longest(tokens[:-1], adapters)
-        found = [self._held(holder, n) for holder in holders]
+        found = [self._held(holder, n) for holder in self._candidates(holders)]
         return max(found, key=lambda known: (known[1], known[0] == "kv"), default=("kv", 0))
 
     def _held(self, holder: Holder, n: int) -> tuple[str, int]:
@@ -270,17 +274,26 @@ class PrefixCache:
         is_worth_it = len(slot.tokens) >= MIN_WORTH_SAVING and self.slots.can_save(slot)
         if not is_worth_it or not self._store.takes:
             return
-        n, holders = self._tree.longest(slot.tokens, slot.adapters)
-        others = [other for other in holders if other is not slot and len(other.tokens) >= n]
-        if n == len(slot.tokens) and others:
-            for other in others:
-                if isinstance(other, Saved):
-                    self._store.touch(other)
+        if self._is_elsewhere(slot):
             return
         tokens = list(slot.tokens)
+        for shorter in self._tree.beginnings(tokens, slot.adapters):
+            if isinstance(shorter, Saved):
+                self._store.forget(shorter)
         saved = self._store.put(tokens, self.slots.state(slot), slot.adapters)
         if saved is not None:
             self._tree.insert(tokens, saved)
+
+    def _is_elsewhere(self, slot: Slot) -> bool:
+        """Return True if another holder has all of `slot`; saved ones are used by that."""
+        n, holders = self._tree.longest(slot.tokens, slot.adapters)
+        if n < len(slot.tokens):
+            return False
+        saved = [each for each in self._candidates(holders) if isinstance(each, Saved)]
+        for each in saved:
+            self._store.touch(each)
+        slots = (each for each in self.slots.all if each is not slot and each in holders)
+        return bool(saved) or any(len(each.tokens) >= n for each in slots)
 
 
 def _worth(known: Known) -> tuple[int, int, bool, int]:

@@ -4,7 +4,8 @@ Lives here: the tree. Not here: what a holder is (a slot of the KV cache, a save
 its tokens are computed yet: the tree knows names, the holders know their tokens.
 
     root ── (1, 5, 7, 2) ── (9, 4)        each node: its edge's tokens, its children by first token,
-                        └── (8,)          and the holders whose tokens run through all of the edge
+                        └── (8,)          and the holders whose tokens run through all of the edge,
+                        and apart, those whose tokens end with it
 
 Laws:
 - The cost of a look-up grows with the length of the prompt, never with the number of holders.
@@ -36,13 +37,14 @@ def common_length(a: list[int], b: list[int]) -> int:
 
 
 class _Node(Generic[H]):
-    __slots__ = ("edge", "parent", "children", "holders")
+    __slots__ = ("edge", "parent", "children", "holders", "ends")
 
     def __init__(self, edge: Edge, parent: _Node[H] | None) -> None:
         self.edge = edge
         self.parent = parent
         self.children: dict[int, _Node[H]] = {}
         self.holders: dict[H, None] = {}  # in the order in which they came
+        self.ends: dict[H, None] = {}
 
 
 class PrefixTree(Generic[H]):
@@ -74,6 +76,18 @@ class PrefixTree(Generic[H]):
                 break
         return done, node.holders
 
+    def beginnings(self, tokens: list[int]) -> list[H]:
+        """Return all whose tokens are a beginning of `tokens`, or the same, shortest first."""
+        node, done = self._root, 0
+        found: list[H] = []
+        while done < len(tokens):
+            child = node.children.get(tokens[done])
+            if child is None or _matched(child.edge, tokens, done) < len(child.edge):
+                break
+            node, done = child, done + len(child.edge)
+            found += node.ends
+        return found
+
     def insert(self, tokens: list[int], holder: H) -> None:
         """Make `holder` the holder of `tokens`, and of nothing else."""
         self.remove(holder)
@@ -83,10 +97,13 @@ class PrefixTree(Generic[H]):
             node.holders[holder] = None
         if node is not self._root:
             self._end_of[holder] = node
+            node.ends[holder] = None
 
     def remove(self, holder: H) -> None:
         """Forget `holder`; nodes that nobody else holds go with it."""
         node = self._end_of.pop(holder, None)
+        if node is not None:
+            del node.ends[holder]
         while node is not None and node.parent is not None:
             del node.holders[holder]
             parent = node.parent
