@@ -161,17 +161,18 @@ def test_without_pooling_each_token_has_its_vector(bench):
     assert vectors(bench, "a") == {0: tuple(first), 1: tuple(vector_of_past(past_of([3])))}
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_an_input_without_numbers_fails_alone(bench, broken):
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("broken", [[math.nan], [math.inf], [math.inf, -math.inf]])
+def test_an_input_without_numbers_fails_alone(bench, broken, raw):
     context = bench.embedding_context
     right = context.embeddings_seq
     context.embeddings_seq = lambda seq_id: (
-        array("f", [broken, 1.0])
+        array("f", [*broken, 1.0])
         if context.cells[seq_id][-1].past == past_of([66])
         else right(seq_id)
     )
     bench.submit("good", [65], kind="embed")
-    bench.submit("bad", [66], kind="embed")
+    bench.submit("bad", [66], kind="embed", raw_vectors=raw)
     bench.run()
     assert bench.of("bad", RequestFailed)[0].error["name"] == "NanLogits"
     assert list(vectors(bench, "good")[0]) == expected_vector([65])
