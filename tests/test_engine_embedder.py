@@ -118,6 +118,20 @@ def test_a_cancelled_request_is_taken_out_of_the_line(bench):
     assert bench.engine.idle and len(bench.embedding_context.batches) == 1
 
 
+def test_a_request_whose_time_runs_out_among_its_inputs_fails_and_leaves_nothing(bench):
+    bench.embedding_context.cost_s = lambda n_rows: 1.0
+    bench.embedding_context.clock = bench.clock
+    bench.submit("late", tuple([1] * 60 for _ in range(10)), kind="embed", deadline_s=2.5)
+    bench.submit("after", ([1], [2]), kind="embed")
+    bench.run()
+    assert len(bench.of("late", EmbeddingEvent)) == 3
+    (failed,) = bench.of("late", RequestFailed)
+    assert failed.error["name"] == "QueueFull" and "time ran out" in failed.error["message"]
+    assert len(vectors(bench, "after")) == 2
+    assert bench.embedding_context.n_used == 0 and bench.engine.idle
+    assert bench.engine.n_waiting == 0 and bench.engine._next_deadline_s == math.inf
+
+
 def test_without_an_embedding_context_only_embeddings_fail(bench):
     def refuse():
         raise CapabilityMissing("this build aborts on mean pooling")

@@ -410,11 +410,9 @@ class Engine:
             error = self._queue_full("the request's time ran out while its prompt was read")
             self._report_failure(live.request.id, error)
         for live in [live for live in self._live.values() if live.deadline_s <= now_s]:
-            if not live.is_seated:
-                self.on_failure(live, self._queue_full("the request's time ran out in the queue"))
-                continue
-            if live.choosing is not None:
-                self.on_failure(live, self._queue_full("the time ran out among the choices"))
+            where = _where_all_is_lost(live)
+            if where:
+                self.on_failure(live, self._queue_full(f"the request's time ran out {where}"))
                 continue
             for sequence in live.sequences:
                 if not sequence.reason:
@@ -569,6 +567,15 @@ class Engine:
             item.live.n_computed += len(item.tokens)
             self._close_one(item.live)
         return True
+
+
+def _where_all_is_lost(live: LiveRequest) -> str:
+    """Say where a request is of which no part would be an answer; "" if a part would be."""
+    if not live.is_seated:
+        return "in the queue"
+    if live.choosing is not None:
+        return "among the choices"
+    return "" if live.sequences else "among the inputs"
 
 
 def n_ctx_slot(context: ContextPort, settings: EngineSettings) -> int:
