@@ -229,6 +229,15 @@ def test_the_queue_is_bounded():
     assert failed == ["r3", "r4"]
 
 
+def test_embeddings_are_not_refused_for_those_who_wait_for_a_slot():
+    bench = endless(n_parallel=1, n_queue=2)
+    for number in range(3):
+        bench.submit(f"r{number}", max_tokens=5)
+        bench.submit(f"e{number}", kind="embed")
+    bench.run()
+    assert not [e for e in bench.events if isinstance(e, RequestFailed)]
+
+
 def test_a_replayed_request_is_not_refused_for_a_full_queue():
     bench = endless(n_parallel=1, n_queue=1)
     for number in range(4):
