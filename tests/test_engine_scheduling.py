@@ -258,6 +258,22 @@ def test_the_time_to_retry_is_measured():
     assert event.error["retry_after_s"] == pytest.approx(2 * 20 + 20, abs=21)
 
 
+def test_how_long_requests_last_is_told_of_each_kind_of_work_and_only_once_it_is_known():
+    bench = endless(n_parallel=1)
+    assert not [name for name in bench.engine.figures() if name.startswith("service_s_")]
+    bench.context.cost_s = lambda n_rows: 5.0
+    bench.embedding_context.clock, bench.embedding_context.cost_s = bench.clock, lambda n: 2.0
+    bench.submit("a", max_tokens=4)
+    bench.run()
+    bench.submit("b", kind="embed")
+    bench.run()
+    bench.submit("c", kind="dry_run")
+    bench.run()
+    figures = bench.engine.figures()
+    told = [figures[f"service_s_{line}"] for line in ("slot", "embed", "read")]
+    assert told == pytest.approx([20.0, 2.0, 0.0])
+
+
 def test_keys_take_turns():
     bench = endless(n_parallel=1)
     for number in range(3):

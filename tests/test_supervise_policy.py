@@ -408,6 +408,30 @@ def test_whoever_leaves_a_line_makes_room_whatever_the_reason():
     assert front.failures() == {"b": "ClientGone", "a": "EngineCrashed", "e": "QueueFull"}
 
 
+def test_a_full_line_says_when_to_come_back_by_the_speed_that_was_measured():
+    front = Front(n_parallel=2, n_queue=8).up()
+    front.submit(*"abcdefghij")
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == pytest.approx(5.5)  # 11 turns of 1 s
+    front.say(channel.Step(1.0, (token("a"), token("b")), {"service_s_slot": 12.0}))
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == pytest.approx(9 / 2 * 12.0)
+    front.say(channel.Step(1.0, (), {"service_s_slot": 0.01}))
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == 1.0
+
+
+def test_what_was_measured_outlives_an_engine():
+    front = Front(n_parallel=1, n_queue=1).up()
+    front.say(channel.Step(1.0, (), {"service_s_slot": 30.0}))
+    front.end(KILL, "idle")
+    front.restart()
+    front.say(channel.Step(1.0, (), {"n_running": 0.0}))
+    front.submit("a", "b")
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == pytest.approx(90.0)
+
+
 def test_draining_refuses_the_new_and_waits_for_the_old():
     front = Front().up()
     front.submit("a")

@@ -238,9 +238,14 @@ class Engine:
             "n_waiting": self.n_waiting,
             "n_cells_used": self.n_cells_used,
             "n_steps": self._decoding.step,
+            **self._speeds(),
             **{f"n_hits_{level}": n for level, n in self._scheduler.cache.hits.items()},
             **self.counters.figures(),
         }
+
+    def _speeds(self) -> dict[str, float]:
+        known = [(line, mean.or_else(-1.0)) for line, mean in self._service_s.items()]
+        return {f"service_s_{line}": seconds for line, seconds in known if seconds >= 0.0}
 
     def check_integrity(self) -> None:
         """Assert what must be true between two steps. For tests."""

@@ -14,7 +14,11 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from libloader import core, errors
+
+UNMEASURED_S = 1.0  # what a request is taken to last while none has ended
 
 
 class Lines:
@@ -26,6 +30,7 @@ class Lines:
         self._n_waiting = dict.fromkeys(core.LINES, 0)
         self._n_waiting_of: dict[tuple[str, str], int] = {}  # by line and key
         self._waiting: set[str] = set()
+        self._service_s = dict.fromkeys(core.LINES, UNMEASURED_S)
 
     def enter(self, request: core.Request) -> None:
         self._n_all[core.line_of(request.kind)] += 1
@@ -48,6 +53,11 @@ class Lines:
         place = line, request.fair_key
         self._n_waiting_of[place] = self._n_waiting_of.get(place, 0) + n
 
+    def note_speed(self, figures: Mapping[str, float]) -> None:
+        """Learn from an engine's figures how long its requests last; a new one has none yet."""
+        for line in core.LINES:
+            self._service_s[line] = figures.get(f"service_s_{line}", self._service_s[line])
+
     def n_in(self, line: str) -> int:
         """Return how many are in `line`, served or waiting. Any thread."""
         return self._n_all[line]
@@ -59,4 +69,6 @@ class Lines:
             return None
         if self._n_waiting_of.get((line, fair_key), 0) < self._n_of_right:
             return None
-        return errors.QueueFull("too many requests are waiting", retry_after_s=2.0)
+        turns = (self._n_waiting[line] + 1) / self._n_parallel
+        retry_after_s = max(1.0, turns * self._service_s[line])
+        return errors.QueueFull("too many requests are waiting", retry_after_s=retry_after_s)

@@ -404,6 +404,7 @@ class Policy:
         self._watchdog.step_took(step.ms)
         if step.figures is not None:
             self._figures = step.figures
+            self._lines.note_speed(step.figures)
         try:
             for event in step.events:
                 if self._ledger.take(event):
