@@ -9,7 +9,7 @@ Laws:
   are slots may come all the same: no key locks another one out, and nobody in line is sent away.
   Keys are the server's own and few, so a line with many of them is bounded as well.
 - A line with one key in it, or none, is as long as it was said to be.
-- One thread writes, any may ask: each answer is made of single numbers, so there is no lock.
+- One thread at a time writes, any may ask: answers are made of single numbers, so there is no lock.
 """
 
 from __future__ import annotations
