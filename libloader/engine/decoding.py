@@ -193,7 +193,6 @@ class Decoding:
 
     def _recover(self, plan: Plan, code: int) -> None:
         """Bring memory and mirror together again, then try smaller."""
-        self._counters.n_refused_batches += 1
         self._scheduler.unsettle()
         had_guesses = any(sequence.draft for sequence, _ in plan)
         for sequence, _ in plan:
@@ -202,7 +201,9 @@ class Decoding:
                 self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
         if code == ABORTED and self._was_interrupted:
             self._was_interrupted = False
-        elif had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
+            return
+        self._counters.n_refused_batches += 1
+        if had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
             self.decode(plan)
         elif len(plan) > 1:
             half = len(plan) // 2
