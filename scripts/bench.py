@@ -76,6 +76,8 @@ ROWS: dict[str, RowMaker] = {
     "draft": speed.draft,
     "gap-S": costs.gap("S"),
     "gap-M": costs.gap("M"),
+    "fairness-S": costs.fairness("S"),
+    "fairness-M": costs.fairness("M"),
     "channel": costs.channel,
     "start": costs.start,
     "memory": costs.memory,

@@ -39,6 +39,17 @@ def largest_gap(times: Sequence[float], begin: float, end: float) -> float:
     return max(gaps, default=0.0)
 
 
+def gaps(times: Sequence[float], begin: float, end: float) -> list[float]:
+    """Return the gaps between neighbours in `times` that end in (begin, end]."""
+    return [b - a for a, b in zip(times, times[1:]) if begin < b <= end]
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """Return the value that `part` of all do not exceed."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(part * len(ranked)))] if ranked else float("nan")
+
+
 def steps_of(arrivals: Iterable[Arrival]) -> list[Step]:
     """Group arrivals into steps: a step ends when a stream that had its token gets the next."""
     steps: list[Step] = []

@@ -10,12 +10,14 @@ import json
 import re
 import selectors
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 RECEIVE_BYTES = 1 << 18
 TIMEOUT_S = 300.0
+PATIENCE = struct.pack("@ll", int(TIMEOUT_S), 0)  # a struct timeval
 LOOK_S = 0.005
 _TEXT = re.compile(rb'"(?:content|text)": ?"(?!")')  # a piece of text that is not empty
 _PIECE = re.compile(rb'"(?:content|text)": ?("(?:[^"\\]|\\.)*")')
@@ -58,6 +60,8 @@ class Call:
         self.request = head.encode() + raw
         self.sock = socket.create_connection((target.host, target.port), TIMEOUT_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.settimeout(None)  # with one, Python asks the kernel twice for each part
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, PATIENCE)
         self.parts: list[tuple[float, bytes]] = []
         self.sent_at = self.ended_at = 0.0
 
@@ -66,14 +70,18 @@ class Call:
         self.sock.sendall(self.request)
 
     def receive(self) -> bool:
-        """Take what is there; False at the end. Hot."""
+        """Wait for what comes next; False at the end. Hot."""
         part = self.sock.recv(RECEIVE_BYTES)
         self.parts.append((time.perf_counter(), part))
         if part:
             return True
         self.ended_at = self.parts[-1][0]
-        self.sock.close()
         return False
+
+    def leave(self) -> None:
+        """Hang up before the end."""
+        self.ended_at = time.perf_counter()
+        self.sock.close()
 
     # After the load.
 
@@ -150,6 +158,14 @@ class Load:
 
         self._timers.append(Timer(time.perf_counter(), look))
 
+    def stop(self) -> None:
+        """Hang up on all that are still open, and forget what was to be done later."""
+        self._timers.clear()
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+            key.data.leave()
+            self._n_open -= 1
+
     def run(self) -> None:
         """Wait until no call is open and no timer is left."""
         cpu, wall = time.process_time(), time.perf_counter()
@@ -160,16 +176,25 @@ class Load:
         CLOCK.wall_s += time.perf_counter() - wall
 
     def _turn(self) -> None:
+        if self._n_open == 1 and not self._timers:  # then there is nothing to choose from
+            (key,) = self._selector.get_map().values()
+            self._receive(key.data)
+            return
         for key, _ in self._selector.select(self._patience_s()):
-            if not key.data.receive():
-                self._selector.unregister(key.fileobj)
-                self._n_open -= 1
-                self._on_end(key.data)
+            if key.data.sock.fileno() >= 0:  # else the end of another one stopped the load
+                self._receive(key.data)
         now = time.perf_counter()
         due = [timer for timer in self._timers if timer.at <= now]
         for timer in due:
             self._timers.remove(timer)
             timer.act()
+
+    def _receive(self, call: Call) -> None:
+        if not call.receive():
+            self._selector.unregister(call.sock)
+            call.sock.close()
+            self._n_open -= 1
+            self._on_end(call)
 
     def _patience_s(self) -> float:
         next_at = min((timer.at for timer in self._timers), default=None)

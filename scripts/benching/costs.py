@@ -52,10 +52,7 @@ def gap(model: str) -> RowMaker:
 
 
 def largest_gaps(target: Target, n_words: int, number: int) -> tuple[float, float]:
-    """Return the largest gap of a running stream, in seconds: with a long prompt, and before it.
-
-    With log probabilities each token is a chunk of its own: half characters hide none.
-    """
+    """Return the largest gap of a running stream, in seconds: with a long prompt, and before it."""
     running = client.chat(target, f"round {number}", 500, logprobs=True, top_logprobs=0)
     load = client.Load()
     load.add(running)
@@ -65,9 +62,80 @@ def largest_gaps(target: Target, n_words: int, number: int) -> tuple[float, floa
     )
     load.run()
     long = load.calls[1]
-    times = [when for when, part in running.parts for _ in range(part.count(b'"logprobs":{'))]
+    times = token_times(running)
     before = arithmetic.largest_gap(times, times[0], long.sent_at)
     return arithmetic.largest_gap(times, long.sent_at, long.ended_at), before
+
+
+# ---- a long prompt beside several streams: catalogue D18 ----
+
+FAIR_STREAMS = 4
+FAIR_TOKENS = {"S": 8000, "M": 2000}  # of the prompt
+FAIR_ANSWER = 4000  # tokens: more than come while that is read
+FAIR_GOAL = 3.0
+
+
+def fairness(model: str) -> RowMaker:
+    """99 of 100 gaps between tokens of four streams while a long prompt is read / such gaps alone."""
+
+    def rows(run: Run) -> Iterator[Row]:
+        if model not in run.models:
+            return
+        n_tokens = FAIR_TOKENS[model] // (4 if run.quick else 1)
+        flags = ("-np", str(FAIR_STREAMS + 1), "-c", str(n_tokens + FAIR_ANSWER + 256))
+        with run.server(model, *flags) as ours:
+            servers = [ours] if run.against is None else [ours, run.against]
+            figures, alone, slowed = Figures(len(servers)), [], []
+            for target in servers:
+                warm_up(target, FAIR_STREAMS + 1)
+            n_words = words_for(ours, n_tokens)
+            for number in run.rounds():
+                for server, target in enumerate(servers):
+                    before, during, read_s = gaps_around(target, n_words, number)
+                    figures.add(server, arithmetic.quantile(during, 0.99) / middle(before))
+                    if server == 0:
+                        text = prose.words(n_words, ("alone", number))
+                        slowed.append(read_s / client.first_token_s(target, text)[0])
+                        alone.append(middle(before))
+        words = (
+            f"p99 of the gap between tokens of {FAIR_STREAMS} streams while a {n_tokens}-token "
+            f"prompt is read / median of it alone, {middle(alone) * 1e3:.0f} ms; the prompt takes "
+            f"{middle(slowed):.1f} times as long as alone"
+        )
+        yield row(f"fairness {model}", figures.ours, words, at_most(FAIR_GOAL), figures.against)
+
+    return rows
+
+
+def gaps_around(
+    target: Target, n_words: int, number: int
+) -> tuple[list[float], list[float], float]:
+    """Return the gaps of all streams before a long prompt comes, and until its first token came."""
+    load = client.Load(lambda call: load.stop() if call is load.calls[-1] else None)
+    for i in range(FAIR_STREAMS):
+        text = f"round {number} stream {i}"
+        load.add(client.chat(target, text, FAIR_ANSWER, logprobs=True, top_logprobs=0))
+    load.add_when(
+        lambda: all(len(call.parts) > 60 for call in load.calls),
+        lambda: client.chat(target, prose.words(n_words, ("fair", number)), 1, stream=False),
+    )
+    load.run()
+    *streams, long = load.calls
+    before: list[float] = []
+    during: list[float] = []
+    for call in streams:
+        if call.ended_at < long.ended_at:
+            raise SystemExit(f"a stream ended before the prompt was read: {call.data[-600:]!r}")
+        times = token_times(call)
+        begin = max(stream.parts[20][0] for stream in streams)
+        before += arithmetic.gaps(times, begin, long.sent_at)
+        during += arithmetic.gaps(times, long.sent_at, long.ended_at)
+    return before, during, long.seconds
+
+
+def token_times(call: client.Call) -> list[float]:
+    """Return when each token came: with log probabilities each one is a chunk of its own."""
+    return [when for when, part in call.parts for _ in range(part.count(b'"logprobs":{'))]
 
 
 # ---- the pipe between front and engine child ----
