@@ -141,6 +141,7 @@ class FakeContext:
         n_ubatch: int = 16, clock: FakeClock | None = None, can_cut: bool = True, n_swa: int = 0,
     ) -> None:  # fmt: skip
         self.n_swa = n_swa
+        self.pass_cells = 1 << 30  # a pass over the weights is so dear that one is best
         self.firsts = dict.fromkeys(range(n_seq_max), 0)  # with n_swa: the oldest key that is left
         self.buffers: dict[int, list[int]] = {seq_id: [] for seq_id in range(n_seq_max)}
         self.copies: list[tuple[int, int]] = []  # (source, target) of the next decode

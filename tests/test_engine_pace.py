@@ -13,10 +13,29 @@ def taught(step_s, row_s, sizes=(512,)):
     """A pace that has seen a step of four streams, and chunks of some sizes beside them."""
     pace = Pace()
     for _ in range(40):
+        pace.begin_round()
         pace.note(4, 0, 0, step_s)
         for size in sizes:
             pace.note(4, size, 0, step_s + size * row_s(size))
     return pace
+
+
+def test_a_step_of_streams_is_all_batches_of_a_round():
+    pace = taught(0.010, lambda size: 0.0005)
+    for _ in range(100):
+        pace.begin_round()
+        pace.note(2, 0, 0, 0.006)
+        pace.note(2, 0, 0, 0.014)
+    assert pace.chunk(4, 512) == 48  # 24 ms beside rounds of 20 ms
+
+
+def test_a_round_with_guesses_says_nothing_of_one_without():
+    pace = taught(0.010, lambda size: 0.0005)
+    for _ in range(100):
+        pace.begin_round()
+        pace.note(2, 0, 0, 0.1)
+        pace.note(2, 0, 5, 0.1)
+    assert pace.chunk(4, 512) == 24
 
 
 def test_without_streams_a_chunk_is_a_whole_ubatch():

@@ -455,6 +455,7 @@ def test_with_streams_of_their_own_running_sequences_become_neighbours():
     bench = endless(FakeContext(1024, 8, unified=False), n_parallel=8)
     for number in range(8):
         bench.submit(f"r{number}", [number + 1] * 9, max_tokens=5 if number in (1, 2, 4, 6) else 60)
+    bench.step()
     while bench.engine.n_running > 4:
         bench.step()
     bench.step(20)

@@ -68,6 +68,7 @@ def test_sizes_are_what_libllama_made_of_the_wishes(either):
     ("n_params", "settings", "unified"),
     [
         (15_000_000, {}, True),
+        (15_000_000, {"n_ctx": 1 << 16}, False),
         (600_000_000, {}, False),
         (600_000_000, {"n_parallel": 1}, True),
         (600_000_000, {"n_gpu_layers": -1}, True),

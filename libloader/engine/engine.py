@@ -201,7 +201,7 @@ class Engine:
             self._take_readings()
         if self._clock() >= self._next_deadline_s:
             self._end_overdue()
-        plan = self._scheduler.settled or self._new_plan()
+        plan = self._scheduler.go_on() or self._new_plan()
         if plan:
             if self._scheduler.slots.can_cut:  # what is guessed wrong can be taken back
                 self._guessing.prepare(plan)

@@ -22,6 +22,7 @@ Nothing is known at first: then a chunk is small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from libloader.engine.timings import Average
@@ -44,7 +45,14 @@ class Pace:
 
     def __init__(self) -> None:
         self._stream_step_s = Average()
+        self._streams_s = 0.0  # what batches of streams alone took in this round
         self._rows: dict[int, _RowCost] = {}  # by size
+
+    def begin_round(self) -> None:
+        """A round brings each stream one token, in one batch or in several."""
+        if self._streams_s > 0.0:
+            self._stream_step_s.add(self._streams_s)
+        self._streams_s = 0.0
 
     def note(self, n_streams: int, n_prompt_rows: int, n_guessed: int, seconds: float) -> None:
         """Learn from one batch: running streams, rows of prompts, rows that were guessed."""
@@ -54,8 +62,8 @@ class Pace:
             for other in self._rows.values():
                 other.trust *= FORGET
             self._rows.setdefault(size, _RowCost()).add(max(0.0, extra_s) / n_prompt_rows)
-        elif not n_prompt_rows and not n_guessed:
-            self._stream_step_s.add(seconds)
+        elif not n_prompt_rows:
+            self._streams_s = -math.inf if n_guessed else self._streams_s + seconds
 
     def chunk(self, n_streams: int, n_ubatch: int) -> int:
         """Return how many prompt rows the next batch may have beside `n_streams` streams."""

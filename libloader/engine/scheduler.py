@@ -33,14 +33,16 @@ the weights are so small that the passes are all that counts is the unified cach
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future
 
 from libloader.engine.pace import Pace, deal
+from libloader.engine.passes import Rows, split
 from libloader.engine.ports import ContextPort
 from libloader.engine.prefix_cache import PrefixCache
 from libloader.engine.prefix_store import PrefixStore
 from libloader.engine.sequence import Sequence
-from libloader.engine.slot import Slots
+from libloader.engine.slot import Slot, Slots
 from libloader.engine.turns import Turns
 from libloader.engine.waiting import Waiting
 
@@ -62,7 +64,8 @@ class Scheduler:
         self._n_parallel = min(n_parallel, context.n_seq_max, context.n_batch)
         self._is_full = False  # somebody was preempted and nobody has ended since
         self._gap_steps = 0  # for how long there has been a gap among the running
-        self._settled: Plan = []
+        self._round: deque[Plan] = deque()  # what is still to be decoded of the latest plan
+        self._settled: list[Plan] = []
 
     def admit(self) -> list[Sequence]:
         """Seat whoever fits, in turn; return those who got a slot."""
@@ -77,21 +80,27 @@ class Scheduler:
             seated.append(sequence)
         return seated
 
-    @property
-    def settled(self) -> Plan:
-        """What the next batch decodes as well as the last one; empty if it must be planned."""
-        return self._settled if not self.waiting or self._is_busy else []
+    def go_on(self) -> Plan:
+        """Return what the next batch decodes by the latest plan; empty if a new one is due.
+
+        One round of a plan gives each stream a token. Where sequences have KV streams of their own
+        it may take several batches (passes.py). A plan is settled, and good for more rounds, for as
+        long as all who run are streams for which nothing else can be done.
+        """
+        if not self._round and self._settled and (not self.waiting or self._is_busy):
+            self._begin_round(self._settled)
+        return self._round.popleft() if self._round else []
+
+    def _begin_round(self, parts: list[Plan]) -> None:
+        self._round.extend(parts)
+        self.pace.begin_round()
 
     @property
     def _is_busy(self) -> bool:
         return len(self.running) >= self._n_parallel
 
     def plan(self) -> Plan:
-        """Return what the next batch decodes: streams first, then prompt chunks, oldest first.
-
-        It is settled for as long as all who run are streams that decode together, for which
-        nothing can be done.
-        """
+        """Plan a round and return its first batch: streams, then prompt chunks, oldest first."""
         self._close_gap()
         ready = [each for each in self.running if not self._waits(each)]
         if not ready:  # then nobody decodes, which some may be waiting for
@@ -101,18 +110,31 @@ class Scheduler:
         chosen = self._turns.of_one_kind(ready)
         decoding: Plan = [(sequence, 1) for sequence in chosen if sequence.n_pending == 1]
         prefilling = [sequence for sequence in chosen if sequence.n_pending > 1]
-        plan = decoding + self._chunks(prefilling, n_streams)
-        plan.sort(key=_by_seq_id)
+        chunks = self._chunks(prefilling, n_streams)
+        parts = self._parts(decoding + chunks) if self.slots.unified else [
+            *self._parts(decoding), *self._parts(chunks)
+        ]  # fmt: skip
         are_alike = len(decoding) == len(self.running) and not self._gap_steps
-        self._settled = plan if are_alike and not any(map(_walks, self.running)) else []
-        return plan
+        self._settled = parts if are_alike and not any(map(_walks, self.running)) else []
+        self._begin_round(parts)
+        return self._round.popleft() if parts else []
+
+    def _parts(self, plan: Plan) -> list[Plan]:
+        """Cut what is to be decoded into batches, each in order of seq_id."""
+        plan.sort(key=_by_seq_id)
+        if self.slots.unified or len(plan) < 2:
+            return [plan] if plan else []
+        rows = [Rows(slot.seq_id, n, len(slot.tokens)) for slot, n in _seats(plan)]
+        return [plan[start:end] for start, end in split(rows, self._context.pass_cells)]
 
     def _waits(self, sequence: Sequence) -> bool:
         return sequence.is_waiting and self.cache.still_waits(sequence)
 
     def unsettle(self) -> None:
-        """Plan the next step anew: a slot has other tokens than it had."""
+        """Plan the next round anew: a slot has other tokens, or another sequence, than it had."""
         self._settled = []
+        seated = ([item for item in part if item[0].slot is not None] for part in self._round)
+        self._round = deque(part for part in seated if part)
 
     def polite_rows(self) -> int | None:
         """Return how many rows work beside the streams may take at once; None: nobody minds."""
@@ -129,9 +151,9 @@ class Scheduler:
         slot = sequence.slot
         assert slot is not None
         self._is_full = False
-        self.unsettle()
         self.running.remove(sequence)
         slot.sequence = sequence.slot = sequence.leader = sequence.loading = None
+        self.unsettle()
         self.cache.settle(slot)
 
     def shift(self, sequence: Sequence) -> None:
@@ -222,6 +244,10 @@ class Scheduler:
 
 def _walks(sequence: Sequence) -> bool:
     return sequence.live.choosing is not None
+
+
+def _seats(plan: Plan) -> list[tuple[Slot, int]]:
+    return [(sequence.slot, n) for sequence, n in plan if sequence.slot is not None]
 
 
 def _by_seq_id(item: tuple[Sequence, int]) -> int:

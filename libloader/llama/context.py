@@ -42,6 +42,7 @@ KV_PADDING = 256  # newer builds round a sequence's cells up to this
 N_CTX_UNKNOWN = 4096  # per slot, where neither file nor machine says anything
 SCORE_BYTES = 8  # of one head between two tokens, before and after the softmax
 SMALL_MODEL = 100_000_000  # parameters, below which a pass over the weights is next to nothing
+SMALL_CACHE = 2  # times the weights: above it each sequence has a KV stream of its own
 MEMORY_SHARE = 2  # a default KV cache takes at most one of so many parts of the free memory
 
 
@@ -108,6 +109,11 @@ class Context(Handle):
     def kv_bytes(self) -> int:
         """Size of the KV cache: an upper bound, as `Model.kv_elements_per_token` is."""
         return self.n_ctx * kv_bytes_per_token(self.model, self.settings)
+
+    @property
+    def pass_cells(self) -> int:
+        """Cells of the KV cache that have as many bytes as the weights: both must be read."""
+        return self.model.size_bytes // max(1, kv_bytes_per_token(self.model, self.settings))
 
     # Decoding
 
@@ -309,15 +315,18 @@ def kv_bytes_per_token(model: Model, settings: EngineSettings) -> int:
     return sum(ggml_types.size_bytes(_cache_type(name), n) or 0 for n, name in pairs)
 
 
-def prefers_unified(model: Model, settings: EngineSettings) -> bool:
+def prefers_unified(model: Model, settings: EngineSettings, n_cells: int) -> bool:
     """Return what the user wants of the KV cache, else what is faster; see engine/scheduler.py.
 
-    On a GPU flash attention skips the cells of other sequences, and passes are cheap.
+    On a GPU flash attention skips the cells of other sequences, and passes are cheap. They are
+    cheap on a small model too, but not beside a cache of `n_cells` that is larger than that.
     """
     if settings.kv_unified is not None:
         return settings.kv_unified
-    on_gpu = settings.n_gpu_layers != 0
-    return settings.n_parallel == 1 or on_gpu or model.n_params < SMALL_MODEL
+    if settings.n_parallel == 1 or settings.n_gpu_layers != 0:
+        return True
+    cache_bytes = n_cells * kv_bytes_per_token(model, settings)
+    return model.n_params < SMALL_MODEL and cache_bytes <= SMALL_CACHE * model.size_bytes
 
 
 def default_n_ctx(model: Model, settings: EngineSettings) -> int:
@@ -380,7 +389,7 @@ def _wishes(
         "type_k": _cache_type(settings.cache_type_k),
         "type_v": _cache_type(settings.cache_type_v),
         "flash_attn_type": _flash_attn(settings),
-        "kv_unified": prefers_unified(model, settings),
+        "kv_unified": prefers_unified(model, settings, n_ctx_seq * n_seq_max),
         "embeddings": embeddings,
         "no_perf": True,
     }

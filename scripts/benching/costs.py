@@ -76,7 +76,7 @@ FAIR_GOAL = 3.0
 
 
 def fairness(model: str) -> RowMaker:
-    """99 of 100 gaps between tokens of four streams while a long prompt is read / such gaps alone."""
+    """The gaps between tokens of four streams while a long prompt is read / without it."""
 
     def rows(run: Run) -> Iterator[Row]:
         if model not in run.models:
