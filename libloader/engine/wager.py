@@ -170,8 +170,9 @@ class _Costs:
         self._known[n_rows] = recent, self._n_batches
 
     def _fresh(self) -> list[tuple[int, Cost]]:
+        """Return what is known, by rows; the older it is, the less: so that it is tried again."""
         return [
-            (rows, Cost(min(recent), max(recent)))
+            (rows, Cost(min(recent) * (1 - self.age(rows) / STALE / 2), max(recent)))
             for rows, (recent, _) in sorted(self._known.items())
             if self.age(rows) <= STALE
         ]
