@@ -228,10 +228,14 @@ def test_one_bad_sample_of_a_size_is_not_its_end():
 
 
 def test_a_size_that_was_dear_for_a_while_is_tried_again():
-    stream = Stream(0.7, cost=lambda rows: on_a_cpu(rows) if rows == 1 else 1.5 * on_a_cpu(rows))
-    stream.wager_sizes(100)
-    stream.cost = on_a_gpu
-    assert max(stream.wager_sizes(300)[-60:]) > 4
+    wager = experienced(1, measured)
+    for n_guessed in (1, 3, 7, 15) * 3:
+        wager.note(1, n_guessed, 1 + n_guessed, measured(1 + n_guessed) * 1.2)
+    bid, tried = [Bid(0.65, 16)], []
+    for _ in range(256):
+        wager.note(1, 0, 1, measured(1))
+        tried += wager.lengths(bid, 1, DEPTH_S)
+    assert not any(tried[:16]) and any(tried)
 
 
 def test_text_that_repeats_pays_no_more_than_the_steps_between():
