@@ -10,7 +10,8 @@ of three, so costs are measured, by rows:
 Laws:
 - Guessing lives on a purse: two parts in a hundred of the time go in until it holds a small loan,
   what guesses have won as well, and a batch is only tried if the purse can bear that all its
-  guesses are wrong. So no run of bad luck, and no misjudged cost, slows the streams by more.
+  guesses are wrong. So no run of bad luck, and no misjudged cost, slows the streams by more; only
+  a batch that takes longer than such ones ever did can, once: what the purse lacks is forgiven.
 - A batch may wait for a machine that does other things, but never takes less than it must. So what
   it takes is the least of the last few, and something else is believed only if it comes again.
 - What guesses are measured by, a batch without any, is never long ago; and nothing is guessed
