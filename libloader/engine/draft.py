@@ -15,23 +15,25 @@ Laws:
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Sequence as Many
 from typing import Any, Callable
 
 from libloader.engine.ports import BatchPort, ChainPort, ContextPort
-from libloader.engine.timings import Average
 from libloader.errors import DecodeFailed, IgllamaError
 
-FIRST_CHANCE, MEMORY = 0.7, 16  # that a guess is right; the guesses that this estimate spans
-FIRST_PAUSE, LONGEST_PAUSE = 16, 256  # tokens until a model that guesses badly may try again
+FIRST_CHANCE = 0.7  # that a guess is right
+N_FIRST, MEMORY = 3, 48  # guesses that the first chance is worth; that an estimate spans
+FIRST_PAUSE, LONGEST_PAUSE = 32, 512  # tokens until a model that guesses badly may try again
+N_DEPTHS = 8  # batches that their time is the least of
 
 
 class DraftGuesser:
     """One sequence as the small model sees it."""
 
     __slots__ = (
-        "n_drafted", "n_accepted", "tokens", "seat", "is_known", "_model", "_chance", "_pause",
-        "_since",
+        "n_drafted", "n_accepted", "tokens", "seat", "is_known", "_model", "_chance", "_n_behind",
+        "_pause", "_since",
     )  # fmt: skip
     is_sure = False
 
@@ -43,6 +45,7 @@ class DraftGuesser:
         self.is_known = max(tokens, default=0) < model.n_vocab  # the small model has all of them
         self._model = model
         self._chance = FIRST_CHANCE
+        self._n_behind = N_FIRST  # guesses that the chance is an estimate from
         self._pause = FIRST_PAUSE
         self._since = 0  # tokens since the last guess
 
@@ -56,7 +59,7 @@ class DraftGuesser:
         self.is_known = self.is_known and token < self._model.n_vocab
         self._since += 1
         if self._since >= self._pause and self._chance < FIRST_CHANCE:
-            self._chance = FIRST_CHANCE
+            self._chance, self._n_behind = FIRST_CHANCE, N_FIRST
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def guess(self, n: int) -> list[int]:
@@ -68,7 +71,8 @@ class DraftGuesser:
         self._since = 0
         n_seen = n_right + (n_right < n_guessed)  # what came after the first wrong one says nothing
         for number in range(n_seen):
-            self._chance += ((number < n_right) - self._chance) / MEMORY
+            self._n_behind = min(self._n_behind + 1, MEMORY)
+            self._chance += ((number < n_right) - self._chance) / self._n_behind
         if self._chance > FIRST_CHANCE:
             self._pause = FIRST_PAUSE
 
@@ -122,12 +126,12 @@ class DraftModel:
         self._clock = clock
         self._seats = [Seat(seq_id) for seq_id in range(context.n_seq_max)]
         self.spent_s = 0.0
-        self._depth_s = Average()
+        self._depths_s: deque[float] = deque(maxlen=N_DEPTHS)
         self._n_calls = 0
 
     @property
     def depth_s(self) -> float:
-        return self._depth_s.or_else(0.0)
+        return min(self._depths_s, default=0.0)  # what else the machine does is no reason
 
     def open(self, tokens: list[int]) -> DraftGuesser:
         return DraftGuesser(self, tokens)
@@ -201,7 +205,7 @@ class DraftModel:
                 job.ahead.append(token)
                 going.append(job)
         if self._batch.n_tokens <= 2 * len(jobs):
-            self._depth_s.add(self._clock() - started_s)
+            self._depths_s.append(self._clock() - started_s)
         return going
 
     def _fill(self, jobs: list[Job]) -> list[tuple[Job, int, int]]:

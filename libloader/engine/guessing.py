@@ -73,6 +73,7 @@ class Guessing:
         self._mark = mark  # gets the ids of the requests that are in hand
         self._n_most = n_most  # rows of one batch
         self._wager = Wager()
+        self._has_asked = False  # the source, for the next batch, whatever it answered
         self._is_wager = False  # the next batch: streams alone, with guesses that may be wrong
 
     def open(self, sequence: Sequence) -> None:
@@ -94,7 +95,7 @@ class Guessing:
     def note(self, n_streams: int, n_guessed: int, n_tokens: int, seconds: float) -> None:
         """Learn from the batch that was prepared; `n_tokens` came of it."""
         if self._is_wager:
-            spent_s = self._source.spent_s if self._source and n_guessed else 0.0
+            spent_s = self._source.spent_s if self._source and self._has_asked else 0.0
             self._wager.note(n_streams, n_guessed, n_tokens, seconds, spent_s)
 
     def close(self) -> None:
@@ -119,6 +120,7 @@ class Guessing:
         wanted = [
             (sequence, n) for (sequence, _), n in zip(able, lengths) if n >= max(1, self._least)
         ]
+        self._has_asked = bool(wanted)
         if wanted:
             self._mark(" ".join(dict.fromkeys(each.live.request.id for each, _ in wanted)))
             drafts = self._source.guess([(sequence.guesser, n) for sequence, n in wanted])
