@@ -85,24 +85,29 @@ def test_on_a_fast_machine_a_chunk_stays_large():
 
 def test_a_size_that_turns_out_slow_gives_way_to_a_larger_one():
     def tiles(size):
-        return 0.0005 if size >= 64 else 0.008
+        return 0.0005 if size >= 64 else 0.009
 
     pace = taught(0.007, tiles)
     tried = []
-    for _ in range(20):
+    for _ in range(40):
         size = pace.chunk(4, 512)
         tried.append(size)
         pace.note(4, size, 0, 0.007 + size * tiles(size))
     assert set(tried[-10:]) == {64}
 
 
-def test_where_all_is_slow_the_smallest_chunk_is_taken():
-    assert taught(0.001, lambda size: 0.01).chunk(4, 512) == SIZES[0]
+def test_where_all_is_slow_a_chunk_is_hardly_slower_than_the_smallest():
+    assert taught(0.001, lambda size: 0.01).chunk(4, 512) == 2 * SIZES[0]
+
+
+def test_a_step_may_take_somewhat_longer_before_no_size_is_left():
+    assert taught(0.010, lambda size: 0.009).chunk(4, 512) == SIZES[0]  # 18 ms: 1.8 steps
 
 
 def test_a_small_ubatch_is_filled():
     assert taught(0.010, lambda size: 0.0005).chunk(4, 12) == 8
-    assert taught(0.010, lambda size: 0.0005).chunk(9, 12) == 3
+    assert taught(0.010, lambda size: 0.0005).chunk(9, 12) == 2
+    assert taught(0.010, lambda size: 0.0005).chunk(9, 10) == 1
 
 
 def test_more_streams_than_rows_still_leave_one_row():

@@ -27,16 +27,17 @@ from collections.abc import Sequence
 
 from libloader.engine.timings import Average
 
-STALL = 1.5  # with a prompt a step may take this much longer, as a multiple of one without
+STALL = 1.5  # with a prompt a step shall take this much longer, as a multiple of one without
+STALL_MOST = 1.85  # where that leaves no size at all
 TOGETHER = 6.0  # steps that all streams together may lose to a chunk, where that is more
 ALONE_S = 0.5
 BRIEF_S = 0.25
 # Few, so that libllama meets few shapes and each is measured soon.
-SIZES = (4, 6, *(size << power for power in range(13) for size in (8, 12)))
-BARGAIN = 1.25  # where any size takes too long: what more rows may cost, as a multiple of the least
+SIZES = (2, 4, 6, *(size << power for power in range(13) for size in (8, 12)))
+BARGAIN = 2.0  # where any size takes too long: what more rows may cost, as a multiple of the least
 FIRST = 16  # rows of a chunk while nothing is known
 MEMORY = 4  # batches: a row costs more, the longer the past behind it
-FORGET = 0.998  # of a size's cost remains with each batch of another size
+FORGET = 0.9995  # of a size's cost remains with each batch of another size
 OUTLIER = 4.0  # a bad moment of the machine counts as so many times what is known, at most
 
 
@@ -67,27 +68,32 @@ class Pace:
 
     def chunk(self, n_streams: int, n_ubatch: int) -> int:
         """Return how many prompt rows the next batch may have beside `n_streams` streams."""
-        stall = max(STALL, TOGETHER / n_streams) * self._step_s() if n_streams else ALONE_S
-        return self._rows_in(stall, n_streams, n_ubatch)
+        if not n_streams:
+            return self._rows_in((ALONE_S,), 0, n_ubatch)
+        stalls = max(STALL, TOGETHER / n_streams), STALL_MOST
+        return self._rows_in([stall * self._step_s() for stall in stalls], n_streams, n_ubatch)
 
     def brief(self, n_streams: int, n_ubatch: int) -> int:
         """Return how many rows it may have for prompts that are no longer than that."""
-        return self._rows_in(BRIEF_S, n_streams, n_ubatch) if self._rows else 0
+        return self._rows_in((BRIEF_S,), n_streams, n_ubatch) if self._rows else 0
 
     def _step_s(self) -> float:
         return self._stream_step_s.or_else(0.0)
 
-    def _rows_in(self, seconds: float, n_streams: int, n_ubatch: int) -> int:
-        """Return the most rows that take no longer; if none does, the most that are as quick."""
+    def _rows_in(self, wishes_s: Sequence[float], n_streams: int, n_ubatch: int) -> int:
+        """Return the most rows that take no longer than the first of the wishes that any fulfils.
+
+        If none does, the most that are not much slower than the quickest.
+        """
         room = max(1, n_ubatch - n_streams)
         sizes = [size for size in SIZES if size <= room]
         if not sizes or not self._rows:
             return min(room, FIRST)
         cost_s = {size: self._chunk_s(size) for size in sizes}
-        affordable = [size for size in sizes if cost_s[size] <= seconds]
-        if not affordable:
-            dearest_s = BARGAIN * min(cost_s.values())
-            return max(size for size in sizes if cost_s[size] <= dearest_s)
+        for wish_s in (*wishes_s, BARGAIN * min(cost_s.values())):
+            affordable = [size for size in sizes if cost_s[size] <= wish_s]
+            if affordable:
+                break
         return room if affordable == sizes and not n_streams else max(affordable)
 
     def _chunk_s(self, size: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -91,16 +92,16 @@ def fairness(model: str) -> RowMaker:
             n_words = words_for(ours, n_tokens)
             for number in run.rounds():
                 for server, target in enumerate(servers):
-                    before, during, read_s = gaps_around(target, n_words, number)
-                    figures.add(server, arithmetic.quantile(during, 0.99) / middle(before))
+                    during, without, read_s = gaps_around(target, n_words, number)
+                    figures.add(server, arithmetic.quantile(during, 0.99) / middle(without))
                     if server == 0:
                         text = prose.words(n_words, ("alone", number))
                         slowed.append(read_s / client.first_token_s(target, text)[0])
-                        alone.append(middle(before))
+                        alone.append(middle(without))
         words = (
             f"p99 of the gap between tokens of {FAIR_STREAMS} streams while a {n_tokens}-token "
-            f"prompt is read / median of it alone, {middle(alone) * 1e3:.0f} ms; the prompt takes "
-            f"{middle(slowed):.1f} times as long as alone"
+            f"prompt is read / median of the same tokens without it, {middle(alone) * 1e3:.0f} ms; "
+            f"the prompt takes {middle(slowed):.1f} times as long as alone"
         )
         yield row(f"fairness {model}", figures.ours, words, at_most(FAIR_GOAL), figures.against)
 
@@ -110,27 +111,33 @@ def fairness(model: str) -> RowMaker:
 def gaps_around(
     target: Target, n_words: int, number: int
 ) -> tuple[list[float], list[float], float]:
-    """Return the gaps of all streams before a long prompt comes, and until its first token came."""
+    """Return the gaps of all streams while a long prompt is read, the gaps of the same tokens
+    without that, and the seconds until the prompt's first token."""
     load = client.Load(lambda call: load.stop() if call is load.calls[-1] else None)
     for i in range(FAIR_STREAMS):
-        text = f"round {number} stream {i}"
-        load.add(client.chat(target, text, FAIR_ANSWER, logprobs=True, top_logprobs=0))
+        load.add(fair_stream(target, (number, i), FAIR_ANSWER))
     load.add_when(
         lambda: all(len(call.parts) > 60 for call in load.calls),
         lambda: client.chat(target, prose.words(n_words, ("fair", number)), 1, stream=False),
     )
     load.run()
     *streams, long = load.calls
-    before: list[float] = []
-    during: list[float] = []
-    for call in streams:
-        if call.ended_at < long.ended_at:
-            raise SystemExit(f"a stream ended before the prompt was read: {call.data[-600:]!r}")
-        times = token_times(call)
-        begin = max(stream.parts[20][0] for stream in streams)
-        before += arithmetic.gaps(times, begin, long.sent_at)
-        during += arithmetic.gaps(times, long.sent_at, long.ended_at)
-    return before, during, long.seconds
+    if any(call.ended_at < long.ended_at for call in streams):
+        raise SystemExit("a stream ended before the prompt was read")
+    times = [token_times(call) for call in streams]
+    during = [arithmetic.gaps(each, long.sent_at, long.ended_at) for each in times]
+    again = [fair_stream(target, (number, i), len(each)) for i, each in enumerate(times)]
+    client.run_calls(again)
+    without = [
+        arithmetic.gaps(token_times(call), 0.0, math.inf)[-len(each) :]
+        for call, each in zip(again, during)
+    ]
+    return sum(during, []), sum(without, []), long.seconds
+
+
+def fair_stream(target: Target, seed: object, n_tokens: int) -> client.Call:
+    fields = {"logprobs": True, "top_logprobs": 0}
+    return client.chat(target, prose.words(8, ("stream", seed)), n_tokens, **fields)
 
 
 def token_times(call: client.Call) -> list[float]:
