@@ -83,7 +83,9 @@ class Splitter:
         return self._in_block
 
     def feed(self, text: str, n_tokens: int = 0) -> list[Delta]:
-        """Return the deltas that are certain now that `text`, made of `n_tokens`, has come."""
+        """Return the deltas that are certain now that `text`, made of `n_tokens`, has come. Hot."""
+        if self.tags is None:
+            return [Delta(CONTENT, text)] if text else []
         was_in_block = self._in_block
         self._held += text
         deltas = self._read()

@@ -56,6 +56,11 @@ class Format:
             return self.begins(functions, root)
         return Begins(self.triggers, root)
 
+    @property
+    def looks_for_anything(self) -> bool:
+        """False if all that a model writes is content."""
+        return bool(self.triggers or self.first_triggers or self.wrappers or self.read_all)
+
     def texts(self) -> tuple[str, ...]:
         """The texts that an answer must show, even where they are control tokens."""
         return (*self.triggers, *self.first_triggers, *self.wrappers, *self.shown)

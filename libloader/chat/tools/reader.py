@@ -60,6 +60,7 @@ class Reader:
         self._held = ""  # white space that is content only if content follows
         self._wrote = False  # content other than white space
         self._deltas: list[Delta] = []
+        self._is_plain = format is None or not format.looks_for_anything
         if format is not None and format.read_all is not None:
             self._steps = format.read_all(self)
         else:
@@ -68,7 +69,10 @@ class Reader:
     # --- the caller's side ------------------------------------------------------------------------
 
     def feed(self, text: str) -> list[Delta]:
-        """Return the deltas that are certain now that `text` has come."""
+        """Return the deltas that are certain now that `text` has come. Hot."""
+        if self._is_plain and text and not (self._held or text[-1].isspace()):
+            self._wrote = True
+            return [ContentDelta(text)]
         self._buffer += text
         return self._go_on()
 
