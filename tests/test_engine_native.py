@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_files as files
 import pytest
 
 from libloader.core import (
@@ -53,15 +54,19 @@ def model_path(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def mamba_path(tmp_path_factory):
+    return files.write(tmp_path_factory.mktemp("mamba") / "mamba.gguf", files.tiny_mamba())
+
+
 @pytest.fixture
 def open_engine(model_path):
     with contextlib.ExitStack() as stack:
 
         def make(**settings):
             settings = {"n_ctx": 256, "n_parallel": 4, "n_threads": 1, **settings}
-            engine = build_engine(
-                EngineSettings(model=model_path, lib=os.environ.get("IGLLAMA_LIB", ""), **settings)
-            )
+            settings = {"model": model_path, "lib": os.environ.get("IGLLAMA_LIB", ""), **settings}
+            engine = build_engine(EngineSettings(**settings))
             run = Run(engine)
             stack.callback(run.close)
             return run
@@ -112,8 +117,8 @@ class Run:
         return event
 
 
-def alone(open_engine, texts=TEXTS, **fields):
-    run = open_engine()
+def alone(open_engine, texts=TEXTS, model=None, **fields):
+    run = open_engine(**({"model": model} if model else {}))
     for text in texts:
         run.submit(text, text, cache_prompt=False, **fields)
         run.finish()
@@ -304,3 +309,17 @@ def test_a_hostile_prompt_is_refused_and_the_next_one_served(open_engine):
     failures = [run.end(name).error["name"] for name in ("ids", "long", "many")]
     assert failures == ["FieldInvalid", "PromptTooLong", "PromptTooLong"]
     assert run.end("good").usage.n_completion > 0
+
+
+# Models whose memory is one state that cannot be cut
+
+
+def test_a_recurrent_model_says_to_many_at_once_what_it_says_to_each(open_engine, mamba_path):
+    expected = alone(open_engine, model=mamba_path)
+    run = open_engine(model=mamba_path)
+    for text in TEXTS:
+        run.submit(text, text)
+        run.step()
+    run.finish()
+    assert {text: run.tokens(text) for text in TEXTS} == expected
+    assert all(expected.values())

@@ -57,6 +57,12 @@ def test_kv_elements_count_the_heads_that_keys_and_values_have(tiny_model):
     assert tiny_model.kv_elements_per_token() == (per_layer * files.N_LAYER,) * 2
 
 
+def test_a_model_without_attention_loads_and_has_no_keys_and_values(load):
+    model = load(files.tiny_mamba())
+    assert model.architecture == "mamba" and model.generates
+    assert model.kv_elements_per_token() == (0, 0)
+
+
 @pytest.mark.parametrize(("mmap", "mlock"), [(True, False), (False, False), (True, True)])
 def test_a_model_loads_mapped_read_or_locked(load, mmap, mlock):
     assert load(files.tiny_llama(), use_mmap=mmap, use_mlock=mlock).vocab.n_tokens == files.N_VOCAB
