@@ -15,6 +15,7 @@ import gguf_files as files
 import pytest
 
 from libloader.core import (
+    DryRunEvent,
     EmbeddingEvent,
     EngineSettings,
     Prompt,
@@ -65,7 +66,11 @@ def open_engine(model_path):
 
         def make(**settings):
             settings = {"n_ctx": 256, "n_parallel": 4, "n_threads": 1, **settings}
-            settings = {"model": model_path, "lib": os.environ.get("IGLLAMA_LIB", ""), **settings}
+            settings = {
+                "model": model_path,
+                "lib": os.environ.get("IGLLAMA_LIB", ""),
+                **settings,
+            }
             engine = build_engine(EngineSettings(**settings))
             run = Run(engine)
             stack.callback(run.close)
@@ -311,7 +316,47 @@ def test_a_hostile_prompt_is_refused_and_the_next_one_served(open_engine):
     assert run.end("good").usage.n_completion > 0
 
 
-# Models whose memory is one state that cannot be cut
+# Models whose memory is one state that cannot be cut: copied whole, in time, or not at all
+
+LONG = [5 + i * 7 % 50 for i in range(150)]
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_choices_of_a_recurrent_model_share_the_prefill(open_engine, mamba_path, kv_unified):
+    run = open_engine(model=mamba_path, kv_unified=kv_unified)
+    run.submit("one", LONG, cache_prompt=False)
+    run.finish()
+    run.submit("four", LONG, n=4)
+    run.finish()
+    assert all(run.tokens("four", index) == run.tokens("one") for index in range(4))
+    assert run.end("four").timings["prompt_n"] <= 150 + 3
+
+
+def test_a_recurrent_model_finds_a_prompt_that_comes_again_and_says_so_before(
+    open_engine, mamba_path, tmp_path
+):
+    settings = {"model": mamba_path, "cache_dir": str(tmp_path), "n_parallel": 2}
+    run = open_engine(**settings)
+    for name in ("cold", "other", "warm"):
+        prompt = LONG[::-1] if name == "other" else LONG
+        run.submit(f"{name} dry", prompt, kind="dry_run")
+        run.submit(name, prompt)
+        run.finish()
+        ((_, promised),) = next(
+            e.cached for e in run.events if isinstance(e, DryRunEvent) and name in e.request_id
+        )
+        assert promised == run.end(name).usage.n_cached == (149 if name == "warm" else 0)
+    run.close()
+    again = open_engine(**settings)
+    again.submit("disk", LONG)
+    again.finish()
+    assert again.end("disk").usage.n_cached == 149
+    assert run.tokens("cold") == run.tokens("warm") == again.tokens("disk")
+
+
+def test_a_recurrent_model_is_not_shifted(open_engine, mamba_path):
+    with pytest.raises(ModelLoadFailed, match="--context-shift"):
+        open_engine(model=mamba_path, context_shift=True)
 
 
 def test_a_recurrent_model_says_to_many_at_once_what_it_says_to_each(open_engine, mamba_path):

@@ -140,6 +140,13 @@ def test_a_longer_state_replaces_those_it_begins_with():
     assert [saved.tokens for saved in store] == [[1, 3], [1, 2, 3]]
 
 
+def test_a_longer_state_that_cannot_be_cut_replaces_none():
+    store = PrefixStore(1000)
+    short = store.put([1, 2], STATE[:100], can_cut=False)
+    long = store.put([1, 2, 3], STATE[:100], can_cut=False)
+    assert list(store) == [short, long]
+
+
 def test_what_leaves_ram_goes_to_disk_and_comes_back(folder):
     store = PrefixStore(100, folder, 10_000)
     first = store.put([1], b"x" * 100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gguf_files as files
 import pytest
 
@@ -61,6 +63,16 @@ def test_a_model_without_attention_loads_and_has_no_keys_and_values(load):
     model = load(files.tiny_mamba())
     assert model.architecture == "mamba" and model.generates
     assert model.kv_elements_per_token() == (0, 0)
+
+
+@pytest.mark.parametrize("can_tell", [True, False])
+def test_a_memory_that_cannot_be_cut_is_known(load, tiny_model, monkeypatch, can_tell):
+    """By libllama's word, or by the file where the build has none."""
+    mamba = load(files.tiny_mamba())
+    for model in (mamba, tiny_model):
+        if not can_tell:
+            monkeypatch.setattr(model, "lib", SimpleNamespace(has=lambda capability: False))
+        assert model.has_state == (model is mamba)
 
 
 @pytest.mark.parametrize(("mmap", "mlock"), [(True, False), (False, False), (True, True)])

@@ -7,7 +7,7 @@ Laws:
 - The RAM level never holds more than its budget; what leaves it goes to disk if there is one.
 - Among states the least recently used gives way: a state's size grows with its tokens and so does
   the cost to compute them again, which leaves the age. One that another state begins with is worth
-  nothing beside it and goes at once.
+  nothing beside it, where that can be cut, and goes at once.
 - The engine thread never waits for a disk: files are read and written by one thread here. A disk
   that is full, gone or read-only ends the saving with one warning, never the serving.
 """
@@ -83,6 +83,11 @@ class PrefixStore:
         return self._ram_bytes > 0 or self._folder is not None
 
     @property
+    def most_bytes(self) -> int:
+        """The size of the largest state that can be kept."""
+        return max(self._ram_bytes, self._disk_bytes if self._folder is not None else 0)
+
+    @property
     def outlives_us(self) -> bool:
         """True where states are found again after a restart."""
         return self._folder is not None
@@ -91,9 +96,14 @@ class PrefixStore:
         """Say whether a state of so many tokens would find room here, by the latest one's size."""
         return self.takes and n_tokens * self._bytes_per_token <= self._ram_bytes
 
-    def put(self, tokens: list[int], state: bytes, adapters: Adapters = ()) -> Saved | None:
-        """Keep `state`; None if it is larger than all there is."""
-        alike = [saved for saved in self._all if saved.adapters == adapters]
+    def put(
+        self, tokens: list[int], state: bytes, adapters: Adapters = (), *, can_cut: bool = True
+    ) -> Saved | None:
+        """Keep `state`; None if it is larger than all there is.
+
+        One that can be cut makes those that it begins with superfluous.
+        """
+        alike = [saved for saved in self._all if can_cut and saved.adapters == adapters]
         for shorter in [saved for saved in alike if _begins(tokens, saved.tokens)]:
             self._drop(shorter)
         self._bytes_per_token = len(state) / len(tokens)

@@ -13,7 +13,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 H = TypeVar("H", bound=Hashable)
@@ -36,13 +36,14 @@ def common_length(a: list[int], b: list[int]) -> int:
 
 
 class _Node(Generic[H]):
-    __slots__ = ("edge", "parent", "children", "holders")
+    __slots__ = ("edge", "parent", "children", "holders", "ends")
 
     def __init__(self, edge: Edge, parent: _Node[H] | None) -> None:
         self.edge = edge
         self.parent = parent
         self.children: dict[int, _Node[H]] = {}
         self.holders: dict[H, None] = {}  # in the order in which they came
+        self.ends: dict[H, None] = {}  # those of them whose tokens end here
 
 
 class PrefixTree(Generic[H]):
@@ -63,16 +64,24 @@ class PrefixTree(Generic[H]):
 
         Not a copy: to be read, before the next change.
         """
+        n, holders = 0, self._root.holders
+        for step in self.path(tokens):
+            n, holders, _ = step
+        return n, holders
+
+    def path(self, tokens: list[int]) -> Iterator[tuple[int, dict[H, None], dict[H, None]]]:
+        """Yield, ever longer: n, all who hold the first `n` tokens, and those who hold no more."""
         node, done = self._root, 0
         while done < len(tokens):
             child = node.children.get(tokens[done])
             if child is None:
-                break
+                return
             matched = _matched(child.edge, tokens, done)
             node, done = child, done + matched
-            if matched < len(child.edge):
-                break
-        return done, node.holders
+            is_whole = matched == len(child.edge)
+            yield done, child.holders, child.ends if is_whole else {}
+            if not is_whole:
+                return
 
     def insert(self, tokens: list[int], holder: H) -> None:
         """Make `holder` the holder of `tokens`, and of nothing else."""
@@ -83,10 +92,13 @@ class PrefixTree(Generic[H]):
             node.holders[holder] = None
         if node is not self._root:
             self._end_of[holder] = node
+            node.ends[holder] = None
 
     def remove(self, holder: H) -> None:
         """Forget `holder`; nodes that nobody else holds go with it."""
         node = self._end_of.pop(holder, None)
+        if node is not None:
+            del node.ends[holder]
         while node is not None and node.parent is not None:
             del node.holders[holder]
             parent = node.parent

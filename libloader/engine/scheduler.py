@@ -94,6 +94,9 @@ class Scheduler:
         """
         self._close_gap()
         ready = [each for each in self.running if not self._waits(each)]
+        if not self.slots.can_cut:
+            for sequence in ready:
+                self.cache.keep(sequence)
         n_streams = sum(sequence.n_pending == 1 for sequence in ready)
         chosen = self._turns.of_one_kind(ready)
         decoding: Plan = [(sequence, 1) for sequence in chosen if sequence.n_pending == 1]
@@ -207,7 +210,7 @@ class Scheduler:
                 sequence.n_unread = sequence.n_pending
         limits = n_decoding, self._context.n_ubatch
         n_rows, n_brief = self.pace.chunk(*limits), self.pace.brief(*limits)
-        pending = [sequence.n_pending for sequence in prefilling]
+        pending = [sequence.n_to_halt for sequence in prefilling]
         briefs = [sequence.n_unread <= n_brief for sequence in prefilling]
         dealt = deal(pending, briefs, n_rows, n_brief)
         return [(sequence, n) for sequence, n in zip(prefilling, dealt) if n]

@@ -61,7 +61,7 @@ class Slots:
         self._context = context
         self.unified = context.kv_unified
         self.all = [Slot(seq_id) for seq_id in range(context.n_seq_max)]
-        self.can_cut = True  # until libllama refuses: recurrent and hybrid models cannot
+        self.can_cut = context.can_cut  # and only until libllama refuses
         self._origins = 0
 
     def idle(self) -> list[Slot]:
@@ -153,6 +153,10 @@ class Slots:
     def state(self, slot: Slot) -> bytes:
         """Return a copy of what `slot` holds, for `restore`."""
         return self._context.state_seq_get(slot.seq_id)
+
+    def state_bytes(self, slot: Slot) -> int:
+        """Return how large `state` would be."""
+        return self._context.state_seq_size(slot.seq_id)
 
     def restore(self, slot: Slot, tokens: list[int], state: bytes) -> bool:
         """Fill an empty slot with a saved state; False, and an empty slot, if libllama refuses."""

@@ -167,9 +167,18 @@ class Context(Handle):
             self._begun.add(dst)
 
     @property
+    def can_cut(self) -> bool:
+        """False where `seq_rm` only takes whole sequences: this is known before it is tried."""
+        return not self.model.has_state
+
+    @property
     def can_shift(self) -> bool:
-        """True where `seq_add` works: not every memory can give a token another position."""
-        return self._lib.has("can_shift") and bool(self._lib.llama_memory_can_shift(self.pointer))
+        """True where `seq_add` works: not every memory can give a token another position.
+
+        libllama says so of recurrent ones too, but it takes no tokens out of their middle.
+        """
+        can_move = self._lib.has("can_shift") and self._lib.llama_memory_can_shift(self.pointer)
+        return self.can_cut and bool(can_move)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Move the positions [p0, p1) by `delta`; libllama turns the keys with the next decode."""
@@ -247,10 +256,14 @@ class Context(Handle):
 
     # Saved states
 
+    def state_seq_size(self, seq_id: int) -> int:
+        """Return how many bytes `state_seq_get` gives."""
+        require_in_range("seq_id", seq_id, self.n_seq_max)
+        return int(self._lib.llama_state_seq_get_size(self.pointer, seq_id))
+
     def state_seq_get(self, seq_id: int) -> bytes:
         """Return the KV cache of one sequence; only the same build and model can take it back."""
-        require_in_range("seq_id", seq_id, self.n_seq_max)
-        n_bytes = self._lib.llama_state_seq_get_size(self.pointer, seq_id)
+        n_bytes = self.state_seq_size(seq_id)
         state = _blank_bytes(n_bytes)
         n_written = self._lib.llama_state_seq_get_data(
             self.pointer, _address(state), n_bytes, seq_id

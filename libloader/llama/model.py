@@ -20,6 +20,8 @@ from libloader.llama.vocab import Vocab
 
 DESCRIPTION_BYTES = 256
 CLASSIFIER = ("cls.weight", "cls.output.weight")
+# Keys of architectures that carry a state through the text: Mamba's kind, RWKV's, LFM2's.
+STATE_KEYS = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
 
 
 class Model(Handle):
@@ -110,6 +112,15 @@ class Model(Handle):
     def pooling(self) -> int:
         """llama_pooling_type that the file asks for; -1 if it does not say."""
         return self.file.integer(f"{self.architecture}.pooling_type", -1)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a past, or a part of it, is one state: it can be copied whole, but never cut."""
+        if self.lib.has("recurrent") and self.lib.llama_model_is_recurrent(self.pointer):
+            return True
+        if self.lib.has("hybrid"):
+            return bool(self.lib.llama_model_is_hybrid(self.pointer))
+        return any(f"{self.architecture}.{key}" in self.file.metadata for key in STATE_KEYS)
 
     def kv_elements_per_token(self) -> tuple[int, int]:
         """Return how many numbers one token takes in the K and in the V cache, over all layers.
