@@ -55,9 +55,13 @@ def model_path(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="session")
-def mamba_path(tmp_path_factory):
-    return files.write(tmp_path_factory.mktemp("mamba") / "mamba.gguf", files.tiny_mamba())
+@pytest.fixture(scope="session", params=["mamba", "jamba"])
+def uncut_path(tmp_path_factory, request, native_library):
+    """A model whose whole memory is a state, and one of which a part is."""
+    if request.param == "jamba" and not native_library.has("hybrid"):
+        pytest.skip("this libllama may not know hybrid models")
+    raw = files.tiny_mamba() if request.param == "mamba" else files.tiny_jamba()
+    return files.write(tmp_path_factory.mktemp("uncut") / f"{request.param}.gguf", raw)
 
 
 @pytest.fixture
@@ -322,8 +326,10 @@ LONG = [5 + i * 7 % 50 for i in range(150)]
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
-def test_choices_of_a_recurrent_model_share_the_prefill(open_engine, mamba_path, kv_unified):
-    run = open_engine(model=mamba_path, kv_unified=kv_unified)
+def test_choices_of_a_recurrent_or_hybrid_model_share_the_prefill(
+    open_engine, uncut_path, kv_unified
+):
+    run = open_engine(model=uncut_path, kv_unified=kv_unified)
     run.submit("one", LONG, cache_prompt=False)
     run.finish()
     run.submit("four", LONG, n=4)
@@ -332,10 +338,10 @@ def test_choices_of_a_recurrent_model_share_the_prefill(open_engine, mamba_path,
     assert run.end("four").timings["prompt_n"] <= 150 + 3
 
 
-def test_a_recurrent_model_finds_a_prompt_that_comes_again_and_says_so_before(
-    open_engine, mamba_path, tmp_path
+def test_a_recurrent_or_hybrid_model_finds_a_prompt_that_comes_again_and_says_so_before(
+    open_engine, uncut_path, tmp_path
 ):
-    settings = {"model": mamba_path, "cache_dir": str(tmp_path), "n_parallel": 2}
+    settings = {"model": uncut_path, "cache_dir": str(tmp_path), "n_parallel": 2}
     run = open_engine(**settings)
     for name in ("cold", "other", "warm"):
         prompt = LONG[::-1] if name == "other" else LONG
@@ -354,14 +360,16 @@ def test_a_recurrent_model_finds_a_prompt_that_comes_again_and_says_so_before(
     assert run.tokens("cold") == run.tokens("warm") == again.tokens("disk")
 
 
-def test_a_recurrent_model_is_not_shifted(open_engine, mamba_path):
+def test_a_recurrent_or_hybrid_model_is_not_shifted(open_engine, uncut_path):
     with pytest.raises(ModelLoadFailed, match="--context-shift"):
-        open_engine(model=mamba_path, context_shift=True)
+        open_engine(model=uncut_path, context_shift=True)
 
 
-def test_a_recurrent_model_says_to_many_at_once_what_it_says_to_each(open_engine, mamba_path):
-    expected = alone(open_engine, model=mamba_path)
-    run = open_engine(model=mamba_path)
+def test_a_recurrent_or_hybrid_model_says_to_many_at_once_what_it_says_to_each(
+    open_engine, uncut_path
+):
+    expected = alone(open_engine, model=uncut_path)
+    run = open_engine(model=uncut_path)
     for text in TEXTS:
         run.submit(text, text)
         run.step()

@@ -89,6 +89,17 @@ def test_the_kv_cache_is_as_large_as_its_numbers(context):
     assert context.kv_bytes == context.n_ctx * per_token
 
 
+def test_where_the_memory_is_a_state_its_size_counts_and_not_the_tokens(native_library, tmp_path):
+    path = files.write(tmp_path / "mamba.gguf", files.tiny_mamba())
+    with Model.load(native_library, path, SETTINGS) as model, Context(model, SETTINGS) as context:
+        per_slot = context.kv_bytes // SETTINGS.n_parallel
+        for tokens in (PROMPT, PROMPT * 9):
+            context.clear()
+            assert decode(context, tokens) == 0
+            assert per_slot <= context.state_seq_size(0) < per_slot + 500  # what describes it
+        assert not context.can_cut and not context.seq_rm(0, 3, -1)
+
+
 @pytest.mark.parametrize(
     ("k", "v"),
     [

@@ -38,6 +38,7 @@ POOLING_NAMES = {number: name for name, number in POOLING.items()}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 WHOLE_TYPES = ("f32", "f16", "bf16")  # cache types that are not quantised
 
+STATE_BYTES = 4  # of a number in a recurrent state, which is F32 whatever the cache's types are
 KV_PADDING = 256  # newer builds round a sequence's cells up to this
 N_CTX_UNKNOWN = 4096  # per slot, where neither file nor machine says anything
 SCORE_BYTES = 8  # of one head between two tokens, before and after the softmax
@@ -105,8 +106,9 @@ class Context(Handle):
 
     @property
     def kv_bytes(self) -> int:
-        """Size of the KV cache: an upper bound, as `Model.kv_elements_per_token` is."""
-        return self.n_ctx * kv_bytes_per_token(self.model, self.settings)
+        """Size of the KV cache and of all states: an upper bound, as what the Model says is."""
+        n_states = self.n_seq_max * self.model.state_elements()
+        return self.n_ctx * kv_bytes_per_token(self.model, self.settings) + n_states * STATE_BYTES
 
     # Decoding
 

@@ -139,6 +139,19 @@ class Model(Handle):
         key, value = (int(sum(n_kv_heads)) * length for length in lengths)
         return key, value
 
+    def state_elements(self) -> int:
+        """Return how many numbers the state of one sequence takes, over all layers.
+
+        An upper bound, for hybrid models: not all of their layers have a state.
+        """
+        of = self.file.of_architecture
+        n_embd, n_inner, n_state = map(of, ("embedding_length", "ssm.inner_size", "ssm.state_size"))
+        n_convolved = max(0, of("ssm.conv_kernel") - 1)
+        n_mamba = n_convolved * (n_inner + 2 * of("ssm.group_count") * n_state) + n_inner * n_state
+        n_rwkv = (2 + of("wkv.head_size")) * n_embd if of("wkv.head_size") else 0
+        n_short = max(0, of("shortconv.l_cache") - 1) * n_embd
+        return of("block_count") * (n_mamba + n_rwkv + n_short)
+
 
 class _Progress:
     """Bridges libllama's progress callback to a Python one, and an exception back."""
