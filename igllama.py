@@ -326,9 +326,6 @@ def stream_chat(app: App, exchange: Exchange, work: ChatWork) -> None:
     streamed.run(ignored_headers(wanted.ignored))
 
 
-WRITING = ("generate", "choose")  # kinds of request that need a model which continues text
-
-
 def submit(
     app: App, exchange: Exchange, request: core.Request, deliver: Callable[[core.Event], None]
 ) -> None:
@@ -336,7 +333,7 @@ def submit(
 
     In this order: a client that is gone already must cancel what the engine knows of.
     """
-    if request.kind in WRITING and not app.info().generates:
+    if request.kind in core.WRITING and not app.info().generates:
         raise errors.FieldUnsupported(
             "this model makes embeddings, it cannot write text: POST /v1/embeddings", param="model"
         )
@@ -519,6 +516,21 @@ ROUTES: dict[tuple[str, str], Handler] = {
     **{("POST", path): rerank_documents for path in RERANK_PATHS},
 }
 
+# What the engine is asked for by these, as far as that is known before a body is read.
+KINDS: dict[Handler, str] = {
+    chat_completions: "generate",
+    create_embeddings: "embed",
+    create_native_embeddings: "embed",
+    rerank_documents: "embed",
+}
+
+
+def kind_of(handler: Handler, body: bytes) -> str:
+    """Return the kind of request that this will be, "" if of none. Cheap: it reads no JSON."""
+    kind = KINDS.get(handler, "")
+    return "dry_run" if kind == "generate" and b'"dry_run"' in body else kind
+
+
 # ---- commands ----
 
 
@@ -562,7 +574,8 @@ def bind_routes(app: App) -> dict[tuple[str, str], Callable[[Exchange], None]]:
     def bound(handler: Handler) -> Callable[[Exchange], None]:
         def run(exchange: Exchange) -> None:
             if exchange.method == "POST":
-                app.engine.check_open()
+                kind = kind_of(handler, exchange.body)
+                app.engine.check_open(kind, exchange.api_key)
             handler(app, exchange)
 
         return run

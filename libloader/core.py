@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
+LINES = ("slot", "embed", "read")  # what a request may wait for; see line_of
 # LoRA adapters that a model runs with: (number in the order of loading, scale), no scale 0.
 Adapters = tuple[tuple[int, float], ...]
 
@@ -107,6 +108,15 @@ class Request:
     thinking: Thinking | None = None  # None = as long as the model likes
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
     resume: tuple[tuple[int, ...], ...] = ()
+
+
+WRITING = ("generate", "choose")  # kinds of request that need a model which continues text
+
+
+def line_of(kind: str) -> str:
+    """Return which of LINES a kind of request waits in: for a slot, for the embedder, or for
+    neither, because its prompt is only read."""
+    return "slot" if kind in WRITING else "embed" if kind == "embed" else "read"
 
 
 class Usage(NamedTuple):

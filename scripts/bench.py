@@ -73,12 +73,21 @@ ROWS: dict[str, RowMaker] = {
     "embeddings-64": speed.embeddings(64, 128),
     "grammar": speed.grammar,
     "lookup": speed.lookup,
+    "draft": speed.draft,
     "gap-S": costs.gap("S"),
     "gap-M": costs.gap("M"),
     "channel": costs.channel,
     "start": costs.start,
     "memory": costs.memory,
 }  # fmt: skip
+
+MADE: dict[str, tuple[str, ...]] = {  # what make_model.py is asked for
+    "S": ("S",),
+    "M": ("M",),
+    "MW": ("M", "--walk", "1"),
+    "DW": ("D", "--walk", "0.8"),
+    "D": ("D",),
+}
 
 
 def main() -> int:
@@ -128,7 +137,8 @@ def ending(rows: Sequence[table.Row], facts: Mapping[str, Any]) -> str:
 
 
 def threads(run: Run) -> str:
-    return ", ".join(f"{run.threads_for(model)} on {model}" for model in run.models)
+    models = [model for model in ("S", "M") if model in run.models]
+    return ", ".join(f"{run.threads_for(model)} on {model}" for model in models)
 
 
 def load_average() -> str:
@@ -149,22 +159,24 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def find_models(options: argparse.Namespace, stack: ExitStack) -> dict[str, str]:
-    """Return the files of S and M; what is missing is written by make_model.py."""
+    """Return the files of the models by name; what is missing is written by make_model.py."""
     given = {"S": options.model_s, "M": options.model_m}
     if options.quick and not options.model_m:
         given["M"] = "none"
+    if given["M"] != "none" and "draft" in chosen(options.rows):
+        given.update(dict.fromkeys(speed.DRAFT_MODELS, ""))
     folder = options.models
     if not folder and "" in given.values():
         folder = stack.enter_context(tempfile.TemporaryDirectory())
     paths = {
-        shape: path or os.path.join(folder, f"{shape}.gguf")
-        for shape, path in given.items()
+        name: path or os.path.join(folder, f"{name}.gguf")
+        for name, path in given.items()
         if path != "none"
     }
-    for shape, path in paths.items():
+    for name, path in paths.items():
         if not os.path.exists(path):
-            make = [sys.executable, str(ROOT / "scripts" / "make_model.py"), shape, "-o", path]
-            subprocess.run(make, check=True)
+            make = [sys.executable, str(ROOT / "scripts" / "make_model.py"), *MADE[name]]
+            subprocess.run([*make, "-o", path], check=True)
     return paths
 
 
@@ -178,7 +190,7 @@ def read_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="*", help="names, beginnings or patterns, by commas")
-    parser.add_argument("--models", default="", help="folder with S.gguf and M.gguf, or for them")
+    parser.add_argument("--models", default="", help="folder with S.gguf, M.gguf, ..., or for them")
     parser.add_argument("--model-s", default="", metavar="FILE", help="use this file as S")
     parser.add_argument("--model-m", default="", metavar="FILE", help="use this as M; none: no M")
     parser.add_argument("--lib", default=os.environ.get("IGLLAMA_LIB", ""), help="libllama")

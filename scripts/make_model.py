@@ -3,13 +3,23 @@
 
     python3 scripts/make_model.py S -o S.gguf               15M parameters, 32k vocabulary, F16
     python3 scripts/make_model.py M -o M.gguf --type q8_0   0.6B parameters, 152k vocabulary
+    python3 scripts/make_model.py D -o D.gguf               20M parameters, M's vocabulary
 
-The standard library is enough and the bytes depend on shape, type and seed alone. The text
-that such a model writes means nothing; its tokenizer, chat template and cost are real.
+Random models never agree, so there is nothing to gain by drafting with one of them. Walking ones
+do: of a token each chooses the same next one, a fixed way on, for the share of tokens it was asked
+for. So M takes eight in ten of D's guesses:
+
+    python3 scripts/make_model.py M --walk 1 -o MW.gguf
+    python3 scripts/make_model.py D --walk 0.8 -o DW.gguf
+
+The standard library is enough and the bytes depend on the options alone. The text that such a
+model writes means nothing; its tokenizer, chat template and cost are real.
 
 Laws:
 - Weights are drawn so that a forward pass stays in range: spread 1/sqrt(row length).
 - Rows of control tokens are zero, so their logit is 0 and greedy decoding never stops early.
+- A walking model costs what the other does: the same matrices, but the output's is one of its own
+  (with the embeddings', a token's best match is itself, and no layer is needed to go elsewhere).
 """
 
 from __future__ import annotations
@@ -22,7 +32,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, islice, product
 from statistics import NormalDist
 from typing import Callable
 
@@ -32,6 +42,8 @@ CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NORMAL, CONTROL = 1, 3  # enum llama_token_type
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"  # by frequency: short vocabularies get the common ones
 PIECE_WEIGHTS = 1 << 20  # weights per written piece; a multiple of every block
+LOUD = 16.0  # spread of a walking model's embeddings; all layers together add about 3 to it
+STRIDE = 0.618  # of a step, in vocabularies: the golden section comes near no token again for long
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -43,7 +55,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A llama-architecture model with tied embeddings."""
+    """A llama-architecture model; its embeddings are tied unless it walks."""
 
     name: str
     n_vocab: int
@@ -65,6 +77,7 @@ SHAPES = {
         Shape("tiny", 512, 64, 2, 2, 1, 32, 192, 4096, "f16"),
         Shape("S", 32000, 288, 6, 6, 6, 48, 768, 8192, "f16"),
         Shape("M", 151936, 1024, 28, 16, 8, 128, 3072, 32768, "q4_0"),
+        Shape("D", 151936, 64, 2, 2, 1, 32, 192, 32768, "q8_0"),
         # fmt: on
     )
 }
@@ -74,9 +87,8 @@ def main() -> int:
     options = read_options()
     shape = SHAPES[options.shape]
     started = time.monotonic()
-    tensors = list(
-        model_tensors(shape, TENSOR_TYPES[options.type or shape.tensor_type], options.seed)
-    )
+    weights = TENSOR_TYPES[options.type or shape.tensor_type]
+    tensors = list(model_tensors(shape, weights, options.seed, options.walk))
     size = write_gguf(options.output, model_metadata(shape, tensors), tensors)
     print(
         f"{options.output}: {sum(t.n_weights for t in tensors) / 1e6:.1f}M parameters, "
@@ -95,6 +107,12 @@ def read_options() -> argparse.Namespace:
         help="weight type (default: the shape's own)",
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--walk",
+        type=float,
+        metavar="SHARE",
+        help="go the walk that all such models go, from this share of the tokens",
+    )
     return parser.parse_args()
 
 
@@ -170,15 +188,69 @@ def byte_alphabet() -> dict[int, str]:
 # --- weights -------------------------------------------------------------------------------
 
 
-def model_tensors(shape: Shape, weights: TensorType, seed: int) -> Iterator[Tensor]:
-    """Every tensor of the model; the output matrix is the embedding matrix (tied)."""
+def model_tensors(
+    shape: Shape, weights: TensorType, seed: int, walk: float | None = None
+) -> Iterator[Tensor]:
+    """Every tensor of the model.
+
+    The output matrix is the embedding matrix (tied), or with `walk` one of its own, which goes on
+    as all walking models do from that share of the tokens.
+    """
     source = WeightSource(seed, weights)
-    yield source.matrix(
-        "token_embd.weight", shape.n_embd, shape.n_vocab, n_zero_rows=len(CONTROL_TOKENS)
-    )
+    embeddings = embedding_matrix(shape, source)
+    if walk is None:
+        yield embeddings
+    else:
+        yield embedding_matrix(shape, source, LOUD)
+        yield output_matrix(embeddings, walk, seed)
     for layer in range(shape.n_layer):
         yield from layer_tensors(shape, source, f"blk.{layer}")
     yield ones("output_norm.weight", shape.n_embd)
+
+
+def embedding_matrix(shape: Shape, source: WeightSource, spread: float = 0.0) -> Tensor:
+    return source.matrix(
+        "token_embd.weight", shape.n_embd, shape.n_vocab, len(CONTROL_TOKENS), spread
+    )
+
+
+def output_matrix(embeddings: Tensor, share: float, seed: int) -> Tensor:
+    """The row of a token is the embedding of the one before it, so that one's best match.
+
+    Outside the share it is zero: such a token is never chosen, another one is in its place.
+    """
+    n_embd, n_vocab = embeddings.shape
+    n_walked = n_vocab - len(CONTROL_TOKENS)
+    blank = bytes(embeddings.type.n_bytes(n_embd))
+
+    def pieces() -> Iterator[bytes]:
+        first = n_walked - stride(n_walked)  # the token before token 0
+        known = random.Random(f"{seed} walk").random
+        for row in chain(
+            islice(rows_of(embeddings), first, n_walked), islice(rows_of(embeddings), first)
+        ):
+            yield row if known() < share else blank
+        yield from [blank] * len(CONTROL_TOKENS)
+
+    return Tensor("output.weight", embeddings.shape, embeddings.type, pieces)
+
+
+def stride(n_walked: int) -> int:
+    """Return the step from a token to the next one, which leads round all of them."""
+    step = round(STRIDE * n_walked)
+    while math.gcd(step, n_walked) > 1:
+        step += 1
+    return step
+
+
+def rows_of(tensor: Tensor) -> Iterator[bytes]:
+    size = tensor.type.n_bytes(tensor.shape[0])
+    left = b""
+    for piece in tensor.data():
+        left += piece
+        n_whole = len(left) // size * size
+        yield from (left[at : at + size] for at in range(0, n_whole, size))
+        left = left[n_whole:]
 
 
 def layer_tensors(shape: Shape, source: WeightSource, block: str) -> Iterator[Tensor]:
@@ -209,7 +281,9 @@ class WeightSource:
         self.weights = weights
         self.encode = ENCODERS[weights.name]
 
-    def matrix(self, name: str, n_in: int, n_out: int, n_zero_rows: int = 0) -> Tensor:
+    def matrix(
+        self, name: str, n_in: int, n_out: int, n_zero_rows: int = 0, spread: float = 0.0
+    ) -> Tensor:
         """`n_out` rows of `n_in` weights, the last `n_zero_rows` of them zero."""
 
         def pieces() -> Iterator[bytes]:
@@ -217,7 +291,7 @@ class WeightSource:
             left = n_in * (n_out - n_zero_rows)
             while left:
                 n_weights = min(left, PIECE_WEIGHTS)
-                yield self.encode(draw, n_weights, n_in**-0.5)
+                yield self.encode(draw, n_weights, spread or n_in**-0.5)
                 left -= n_weights
             yield bytes(self.weights.n_bytes(n_in * n_zero_rows))
 

@@ -103,6 +103,9 @@ class FakeBatch:
         self.rows.append((token, position, seq_id, wants_logits))
 
 
+UNWRITTEN = -1  # the past of a cell that a copy will fill, or that lost keys it needs
+
+
 class Cell:
     """One cell of the fake KV cache: a token after its whole past, and how many use it."""
 
@@ -127,13 +130,20 @@ class FakeContext:
     """A context whose memory is exact: cells, sharing, capacity, and what libllama refuses.
 
     `fault(batch)` may answer a code instead of decoding; `cost_s(n_rows)` passes on the clock.
-    `can_cut=False` behaves as a recurrent model: seq_rm of a part is refused.
+    `can_cut=False` behaves as a recurrent model: seq_rm of a part is refused. With `n_swa`, keys
+    that fell out of a window of so many tokens are gone, and whoever cuts back to where they are
+    needed goes on from nonsense. Between separate streams a copy is made by the next decode, from
+    what the source's buffer holds then.
     """
 
     def __init__(
         self, n_ctx: int = 1024, n_seq_max: int = 4, *, unified: bool = True, n_batch: int = 64,
-        n_ubatch: int = 16, clock: FakeClock | None = None, can_cut: bool = True,
+        n_ubatch: int = 16, clock: FakeClock | None = None, can_cut: bool = True, n_swa: int = 0,
     ) -> None:  # fmt: skip
+        self.n_swa = n_swa
+        self.firsts = dict.fromkeys(range(n_seq_max), 0)  # with n_swa: the oldest key that is left
+        self.buffers: dict[int, list[int]] = {seq_id: [] for seq_id in range(n_seq_max)}
+        self.copies: list[tuple[int, int]] = []  # (source, target) of the next decode
         self.n_ctx, self.n_seq_max, self.kv_unified = n_ctx, n_seq_max, unified
         self.pooling_name = "mean"
         self.batch_adapters: list[Adapters] = []  # beside `batches`
@@ -170,6 +180,9 @@ class FakeContext:
         code = self.fault(batch)
         if self.is_interrupted:
             self.is_interrupted, code = False, 2
+        if code is not None and code < 0:
+            return code
+        self._make_copies()
         if code is not None:
             return code
         if not self._has_room(batch):
@@ -190,32 +203,50 @@ class FakeContext:
         end = len(cells) if p1 < 0 else min(p1, len(cells))
         if not self.can_cut and 0 < p0 < len(cells):
             return False
+        if p0 and end == len(cells) and not self.has_window(seq_id, p0):
+            cells[p0 - 1] = Cell(UNWRITTEN)  # nonsense from here on
         if end < len(cells):
             assert self.can_shift and 0 <= p0 < end, "the engine only ever cuts tails"
             self.gap = (seq_id, p0, end)
+            del self.buffers[seq_id][p0:end]
         for cell in cells[p0:end]:
             self._leave(cell)
         del cells[p0:end]
+        self.firsts[seq_id] = self.firsts[seq_id] if cells else 0
         return True
+
+    def has_window(self, seq_id: int, n: int) -> bool:
+        return not self.n_swa or self.firsts[seq_id] <= max(0, n - self.n_swa)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Close the gap that seq_rm made just now. Cells keep their pasts: they remember."""
         assert self.gap == (seq_id, p0 + delta, p0), "this would leave positions wrong"
         cells = self.cells[seq_id][p0 + delta :]
         assert len(cells) == p1 - p0 and all(cell.n_users == 1 for cell in cells)
+        first = self.firsts[seq_id]
+        self.firsts[seq_id] = min(first, max(p0 + delta, first + delta))
         self.gap = None
 
     def seq_cp(self, src: int, dst: int, p0: int, p1: int) -> None:
         assert src != dst and p0 == 0 and not self.cells[dst]
         n = len(self.cells[src]) if p1 < 0 or not self.can_cut else p1
+        self.firsts[dst] = self.firsts[src]
         if self.kv_unified:
             self.cells[dst] = self.cells[src][:n]
             for cell in self.cells[dst]:
                 cell.n_users += 1
         else:
             assert p1 < 0, "libllama aborts: only whole streams can be copied"
-            self.cells[dst] = [Cell(cell.past) for cell in self.cells[src]]
+            self.cells[dst] = [Cell(UNWRITTEN) for _ in self.cells[src]]
+            self.copies.append((src, dst))
             self.n_used += n
+
+    def _make_copies(self) -> None:
+        for src, dst in self.copies:
+            self.buffers[dst] = list(self.buffers[src])
+            for cell, past in zip(self.cells[dst], self.buffers[dst]):
+                cell.past = past
+        self.copies = []
 
     def seq_pos_max(self, seq_id: int) -> int:
         return len(self.cells[seq_id]) - 1
@@ -224,15 +255,17 @@ class FakeContext:
         return len(self.state_seq_get(seq_id))
 
     def state_seq_get(self, seq_id: int) -> bytes:
-        return json.dumps([cell.past for cell in self.cells[seq_id]]).encode()
+        pasts = [cell.past for cell in self.cells[seq_id]]
+        return json.dumps([self.firsts[seq_id], pasts]).encode()
 
     def state_seq_set(self, seq_id: int, data: bytes) -> bool:
         assert not self.cells[seq_id]
-        pasts = json.loads(data)  # garbage is an error here, a hang in some libllama builds
+        first, pasts = json.loads(data)  # garbage is an error here, a hang in some libllama builds
         n_held = self.n_used if self.kv_unified else 0
         if n_held + len(pasts) > (self.n_ctx if self.kv_unified else self.n_ctx_seq):
             return False
         self.cells[seq_id] = [Cell(past) for past in pasts]
+        self.buffers[seq_id], self.firsts[seq_id] = pasts, first
         self.n_used += len(pasts)
         return True
 
@@ -270,6 +303,9 @@ class FakeContext:
         assert position == len(cells), f"libllama refuses: {position} after {len(cells)} tokens"
         assert 0 <= token < len(PIECES), "libllama refuses"
         cells.append(Cell(after(cells[-1].past if cells else 0, token, self.adapters)))
+        self.buffers[seq_id][position:] = [cells[-1].past]
+        if self.n_swa:
+            self.firsts[seq_id] = max(self.firsts[seq_id], len(cells) - self.n_swa)
         self.n_used += 1
 
     def _leave(self, cell: Cell) -> None:
@@ -438,3 +474,17 @@ def expected_tokens(
         result.append(next_token(past))
         past = after(past, result[-1], adapters)
     return result
+
+
+class Watched(list):
+    """Tokens that notice when they are looked at."""
+
+    n_looks = 0
+
+    def __len__(self):
+        Watched.n_looks += 1
+        return super().__len__()
+
+    def __getitem__(self, at):
+        Watched.n_looks += 1
+        return super().__getitem__(at)

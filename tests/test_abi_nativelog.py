@@ -84,3 +84,14 @@ def test_a_warning_about_what_we_do_on_purpose_is_not_shown_as_one(caplog):
     )
     made.callback(3, b"something else\n", None)
     assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING"]
+
+
+def test_what_we_bring_about_is_hushed_and_what_follows_is_not(log):
+    is_on = [True]
+    log.hush_while(lambda: bool(is_on))
+    feed(log, (4, b"failed to decode\n"))
+    is_on.clear()
+    assert feed(log, (4, b"failed to decode\n")) == [
+        (logging.DEBUG, "failed to decode"),
+        (logging.ERROR, "failed to decode"),
+    ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from fakes import Bench, FakeContext, expected_tokens, never_ending
+import shutil
 
-from libloader.core import RequestDone, TokenEvent
+import pytest
+from fakes import Bench, FakeContext, Watched, expected_tokens, never_ending
+from supervise_fakes import wait_for
+
+from libloader.core import DryRunEvent, RequestDone, TokenEvent
 from libloader.engine import prefix_cache
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
@@ -49,12 +52,115 @@ def test_a_look_up_compares_few_of_many_saved_states_that_begin_alike(monkeypatc
     for number in range(100):
         say(bench, f"r{number}", [*common, *[100 + number] * 20])
     looked = []
-    known = prefix_cache._known
-    monkeypatch.setattr(
-        prefix_cache, "_known", lambda *each: looked.append(each[0]) or known(*each)
-    )
+    cache = bench.engine._scheduler.cache
+    known = cache._known
+    monkeypatch.setattr(cache, "_known", lambda *each: looked.append(each[0]) or known(*each))
     assert say(bench, "another", [*common, 250]) == 60
     assert 0 < len(looked) <= prefix_cache.MAX_SAVED_ALIKE + 2  # and two slots
+
+
+def answer(bench, name):
+    return [t for e in bench.of(name, TokenEvent) for t in e.tokens]
+
+
+def test_no_saved_state_comes_between_a_copy_and_its_source():
+    """Separate streams: the copy is made by the next decode, of what its source holds by then."""
+    bench = bench_with(PrefixStore(1 << 20), unified=False)
+    mine, yours = [7] * 80, [8] * 60
+    assert say(bench, "first", yours) == 0
+    assert say(bench, "second", [9] * 60) == 0
+    assert say(bench, "third", mine) == 0  # `yours` left its slot, for RAM
+    bench.submit("B", [*mine[:70], 5], max_tokens=4)  # a copy: `third` may go on
+    bench.submit("C", [*yours, 5], max_tokens=4)  # from RAM, into the slot that is copied from
+    bench.run()
+    assert answer(bench, "B") == expected_tokens([*mine[:70], 5], 4, never_ending)
+    assert answer(bench, "C") == expected_tokens([*yours, 5], 4, never_ending)
+    assert bench.context.copies == [] and bench.engine.figures()["n_hits_ram"] == 60
+
+
+def test_who_waits_for_a_copy_that_nobody_decodes_computes_its_prompt():
+    bench = bench_with(PrefixStore(1 << 20), unified=False)
+    mine, yours = [7] * 80, [8] * 60
+    for name, prompt in (("first", yours), ("second", [9] * 60), ("third", mine)):
+        say(bench, name, prompt)
+    bench.context.fault = lambda batch: -1 if len({row[2] for row in batch.rows}) else None
+    bench.submit("B", [*mine[:70], 5], max_tokens=4)
+    bench.submit("C", [*yours, 5], max_tokens=4)
+    bench.step()
+    bench.context.fault = lambda batch: None
+    bench.run()
+    assert answer(bench, "C") == expected_tokens([*yours, 5], 4, never_ending)
+
+
+def swa_bench(store=None, *, unified=True, n_swa=20):
+    context = FakeContext(1024, 2, unified=unified, n_swa=n_swa)
+    bench = Bench(context, n_parallel=2, store=store)
+    context.tokens_of = never_ending
+    return bench
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_behind_a_sliding_window_only_what_is_whole_is_reused(unified):
+    bench = swa_bench(unified=unified)
+    prompt = [7] * 60
+    assert say(bench, "a", prompt) == 0
+    assert say(bench, "goes on", [*prompt, *answer(bench, "a"), 1]) >= 63
+    assert say(bench, "cut back", [*prompt[:50], 1, 2]) == 0
+    assert bench.engine._scheduler.slots.can_cut  # this slot could not be cut, others can
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_saved_state_without_the_keys_of_a_window_is_reused_whole_or_not_at_all(unified):
+    bench = swa_bench(PrefixStore(1 << 20), unified=unified)
+    assert say(bench, "old", [7] * 60) == 0
+    for number in range(3):
+        say(bench, f"other {number}", [number + 1] * 60)
+    said = answer(bench, "old")
+    assert say(bench, "cut", [*[7] * 50, 1]) == 0
+    assert say(bench, "whole", [*[7] * 60, *said, 1]) >= 63
+
+
+def test_a_sequence_within_its_window_is_cut_as_any_other():
+    bench = swa_bench(n_swa=200)
+    assert say(bench, "a", [7] * 60) == 0
+    assert say(bench, "b", [*[7] * 50, 1]) == 50
+
+
+def test_a_dry_run_knows_what_a_window_has_forgotten():
+    bench = swa_bench()
+    say(bench, "a", [7] * 60)
+    bench.submit("dry", [*[7] * 50, 1], kind="dry_run")
+    bench.run()
+    (event,) = [e for e in bench.of("dry") if isinstance(e, DryRunEvent)]
+    assert sum(n for _, n in event.cached) == 0
+
+
+def test_saving_a_slot_looks_at_few_of_many_saved_states_that_begin_alike():
+    store = PrefixStore(1 << 24)
+    bench = bench_with(store)
+    common = list(range(1, 61))
+    for number in range(100):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    for saved in store:
+        saved.tokens = Watched(saved.tokens)
+    Watched.n_looks = 0
+    for number in range(100, 110):
+        say(bench, f"r{number}", [*common, *[100 + number] * 20])
+    assert len(list(store)) > 100 and Watched.n_looks < 10 * 2 * prefix_cache.MAX_SAVED_ALIKE
+
+
+def test_a_saved_state_that_a_longer_one_begins_with_goes():
+    store = PrefixStore(1 << 24)
+    bench = bench_with(store)
+    for name, prompt in CHATS.items():
+        say(bench, name, prompt)
+    (short,) = [saved for saved in store if saved.tokens[:60] == CHATS["chat0"]]
+    assert say(bench, "longer", [*short.tokens, *[99] * 60]) == len(short.tokens)
+    for name, prompt in list(CHATS.items())[1:]:
+        say(bench, f"{name} again", [*prompt, 77])
+    (long,) = [saved for saved in store if saved.tokens[:60] == CHATS["chat0"]]
+    assert len(long.tokens) > len(short.tokens) + 60
+    bench.engine.check_integrity()
 
 
 def finished_chats(store, *, unified=True):
@@ -130,6 +236,20 @@ def test_a_damaged_file_is_computed_again_and_never_loaded(tmp_path):
     bench.engine.close()
 
 
+def test_after_the_folder_has_vanished_no_dry_run_promises_anything_of_it(tmp_path):
+    bench = bench_with(disk_store(tmp_path / "cache"))
+    for name, prompt in list(CHATS.items())[:4]:
+        say(bench, name, prompt)
+    shutil.rmtree(tmp_path / "cache")
+    for name, prompt in list(CHATS.items())[4:]:
+        say(bench, name, prompt)
+    cache = bench.engine._scheduler.cache
+    wait_for(lambda: cache.known([*CHATS["chat0"], 99], ()) == ("kv", 0))
+    assert cache.known([*CHATS["chat5"], 99], ())[0] == "kv"
+    assert say(bench, "again", [*CHATS["chat1"], 99]) == 0
+    bench.engine.close()
+
+
 def test_a_cancel_while_the_disk_is_read_leaves_nothing_behind(tmp_path):
     bench = bench_with(disk_store(tmp_path))
     for name, prompt in CHATS.items():
@@ -160,6 +280,48 @@ def test_a_memory_that_cannot_be_cut_takes_only_whole_saved_states():
     held = [*CHATS["chat0"], *expected_tokens(CHATS["chat0"], 3, never_ending)]
     assert say(bench, "part", [*held[:50], 77]) == 0
     assert say(bench, "whole", [*held, 77]) == len(held)
+
+
+def test_a_longer_state_that_cannot_be_cut_replaces_none():
+    store = PrefixStore(1 << 20)
+    bench = bench_with(store, can_cut=False)
+    prompt = [*range(60)]
+    for n in (60, 100, 140):
+        prompt = [*prompt, *range(len(prompt), n)]
+        say(bench, f"of {n}", prompt)
+    for n in (99, 59):  # each is found, though the longest begins with both
+        assert say(bench, f"first {n}", [*prompt[:n], 250]) == n
+    kept = [tuple(saved.tokens) for saved in store]
+    assert {tuple(prompt[: n - 1]) for n in (60, 100, 140)} <= set(kept)
+    assert len(kept) == len(set(kept))
+
+
+def test_no_longer_state_stands_for_one_that_cannot_be_cut_out_of_it():
+    store = PrefixStore(1 << 20)
+    bench = bench_with(store, can_cut=False)
+    cache, slots = bench.engine._scheduler.cache, bench.engine._scheduler.slots
+    say(bench, "short", CHATS["chat0"])
+    (slot,) = [each for each in slots.all if each.tokens]
+    short = list(slot.tokens)
+    cache._tree.insert([*short, 1], store.put([*short, 1], b"x"))
+    assert not cache._is_elsewhere(slot)
+    cache._save(slot)
+    assert cache._is_elsewhere(slot)
+    assert sorted(len(saved.tokens) for saved in store) == [59, len(short), len(short) + 1]
+
+
+def test_nothing_is_asked_of_a_slot_whose_copy_is_still_to_be_made():
+    bench = bench_with(PrefixStore(1 << 20), unified=False, can_cut=False)
+    scheduler = bench.engine._scheduler
+    bench.submit("a", [7] * 200, max_tokens=1)
+    bench.step()
+    (sequence,) = scheduler.running
+    sequence.halts.add(len(sequence.slot.tokens))
+    (idle,) = scheduler.slots.idle()
+    scheduler.cache.move(sequence, idle)
+    bench.context.state_seq_size = bench.context.state_seq_get = None
+    scheduler.cache.keep(sequence)
+    assert len(sequence.slot.tokens) not in sequence.halts
 
 
 def test_a_state_that_libllama_refuses_is_computed_again():

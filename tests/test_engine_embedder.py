@@ -118,6 +118,20 @@ def test_a_cancelled_request_is_taken_out_of_the_line(bench):
     assert bench.engine.idle and len(bench.embedding_context.batches) == 1
 
 
+def test_a_request_whose_time_runs_out_among_its_inputs_fails_and_leaves_nothing(bench):
+    bench.embedding_context.cost_s = lambda n_rows: 1.0
+    bench.embedding_context.clock = bench.clock
+    bench.submit("late", tuple([1] * 60 for _ in range(10)), kind="embed", deadline_s=2.5)
+    bench.submit("after", ([1], [2]), kind="embed")
+    bench.run()
+    assert len(bench.of("late", EmbeddingEvent)) == 3
+    (failed,) = bench.of("late", RequestFailed)
+    assert failed.error["name"] == "QueueFull" and "time ran out" in failed.error["message"]
+    assert len(vectors(bench, "after")) == 2
+    assert bench.embedding_context.n_used == 0 and bench.engine.idle
+    assert bench.engine.n_waiting == 0 and bench.engine._next_deadline_s == math.inf
+
+
 def test_without_an_embedding_context_only_embeddings_fail(bench):
     def refuse():
         raise CapabilityMissing("this build aborts on mean pooling")
@@ -161,17 +175,18 @@ def test_without_pooling_each_token_has_its_vector(bench):
     assert vectors(bench, "a") == {0: tuple(first), 1: tuple(vector_of_past(past_of([3])))}
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_an_input_without_numbers_fails_alone(bench, broken):
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("broken", [[math.nan], [math.inf], [math.inf, -math.inf]])
+def test_an_input_without_numbers_fails_alone(bench, broken, raw):
     context = bench.embedding_context
     right = context.embeddings_seq
     context.embeddings_seq = lambda seq_id: (
-        array("f", [broken, 1.0])
+        array("f", [*broken, 1.0])
         if context.cells[seq_id][-1].past == past_of([66])
         else right(seq_id)
     )
     bench.submit("good", [65], kind="embed")
-    bench.submit("bad", [66], kind="embed")
+    bench.submit("bad", [66], kind="embed", raw_vectors=raw)
     bench.run()
     assert bench.of("bad", RequestFailed)[0].error["name"] == "NanLogits"
     assert list(vectors(bench, "good")[0]) == expected_vector([65])

@@ -62,6 +62,7 @@ def test_a_decode_that_fails_once_costs_nobody_anything():
     bench.run()
     assert failures(bench) == {} and not codes
     assert_untouched(bench, *PROMPTS)
+    assert bench.engine.counters.n_refused_batches == 1
 
 
 def test_what_an_aborted_batch_left_in_the_cache_is_taken_away():
@@ -196,6 +197,7 @@ def test_a_cancel_ends_the_chunk_of_prompt_that_is_being_computed():
     bench.run()
     assert not bench.of("long", RequestDone, RequestFailed)
     assert tokens_of(bench, "other") == expected_tokens([7] * 5, 30)
+    assert bench.engine.counters.n_refused_batches == 0  # nothing was wrong with it
 
 
 def test_an_interrupt_for_somebody_else_disturbs_nobody():

@@ -39,6 +39,7 @@ class Load:
             n_batch=64,
             n_ubatch=chance.choice([8, 16, 64]),
             can_cut=chance.random() < 0.9,
+            n_swa=chance.choice([0, 0, 10, 40]),
         )
         n_ctx = min(128, context.n_ctx_seq)
         self.shifts = context.can_cut and chance.random() < 0.4
@@ -146,7 +147,7 @@ class Load:
         assert allowed.get(error), f"{error} for another's sake"
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(100))
 def test_every_request_gets_exactly_its_own_tokens_and_one_end(seed):
     load = Load(seed)
     load.run()
@@ -154,7 +155,7 @@ def test_every_request_gets_exactly_its_own_tokens_and_one_end(seed):
         load.check_request(name)
 
 
-@pytest.mark.parametrize("seed", range(60, 80))
+@pytest.mark.parametrize("seed", range(100, 120))
 def test_no_cell_and_no_chain_leaks(seed):
     load = Load(seed)
     load.run()

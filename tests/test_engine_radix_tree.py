@@ -90,6 +90,18 @@ def test_a_holder_of_nothing_is_not_in_the_tree():
     assert "a" not in tree and len(tree) == 0
 
 
+def test_who_is_a_beginning_of_a_prompt_is_found_without_asking_the_others():
+    tree = PrefixTree()
+    for number in range(2000):
+        tree.insert([1, 2, 1000 + number], Shy())
+    for name, tokens in {"a": [1], "b": [1, 2, 3], "c": [1, 2, 3, 4], "d": [1, 2, 4]}.items():
+        tree.insert(tokens, name)
+    Shy.n_looks = 0
+    assert tree.beginnings([1, 2, 3, 4]) == ["a", "b", "c"]
+    assert tree.beginnings([1, 2, 3]) == ["a", "b"] and tree.beginnings([2]) == []
+    assert Shy.n_looks == 0
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_the_tree_answers_as_a_search_through_all_holders_would(seed):
     chance = random.Random(seed)
@@ -107,8 +119,8 @@ def test_the_tree_answers_as_a_search_through_all_holders_would(seed):
         best = max(lengths.values(), default=0)
         holders = {h for h, n in lengths.items() if n == best} if best else set()
         assert longest(tree, asked) == (best, holders)
-        ended = {h for *_, ends in tree.path(asked) for h in ends}
-        assert ended == {h for h, n in lengths.items() if n == len(known[h])}
+        begun = {h for h, tokens in known.items() if asked[: len(tokens)] == tokens}
+        assert set(tree.beginnings(asked)) == begun
     for holder in list(known):
         tree.remove(holder)
     assert not tree._root.children

@@ -231,6 +231,15 @@ def test_the_queue_is_bounded():
     assert failed == ["r3", "r4"]
 
 
+def test_embeddings_are_not_refused_for_those_who_wait_for_a_slot():
+    bench = endless(n_parallel=1, n_queue=2)
+    for number in range(3):
+        bench.submit(f"r{number}", max_tokens=5)
+        bench.submit(f"e{number}", kind="embed")
+    bench.run()
+    assert not [e for e in bench.events if isinstance(e, RequestFailed)]
+
+
 def test_a_replayed_request_is_not_refused_for_a_full_queue():
     bench = endless(n_parallel=1, n_queue=1)
     for number in range(4):
@@ -249,6 +258,22 @@ def test_the_time_to_retry_is_measured():
     bench.step()
     (event,) = bench.of("d", RequestFailed)
     assert event.error["retry_after_s"] == pytest.approx(2 * 20 + 20, abs=21)
+
+
+def test_how_long_requests_last_is_told_of_each_kind_of_work_and_only_once_it_is_known():
+    bench = endless(n_parallel=1)
+    assert not [name for name in bench.engine.figures() if name.startswith("service_s_")]
+    bench.context.cost_s = lambda n_rows: 5.0
+    bench.embedding_context.clock, bench.embedding_context.cost_s = bench.clock, lambda n: 2.0
+    bench.submit("a", max_tokens=4)
+    bench.run()
+    bench.submit("b", kind="embed")
+    bench.run()
+    bench.submit("c", kind="dry_run")
+    bench.run()
+    figures = bench.engine.figures()
+    told = [figures[f"service_s_{line}"] for line in ("slot", "embed", "read")]
+    assert told == pytest.approx([20.0, 2.0, 0.0])
 
 
 def test_keys_take_turns():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
+import pytest
+
 import igllama
 from libloader import core, options, service
 
@@ -49,3 +51,33 @@ def test_what_a_model_file_advises_is_shown_and_used_only_when_asked_for():
         block = service.start_block("m", core.ModelInfo(), parsed, ["http://x"], advice)
         assert "advice     temperature 0.6, top_k 20" in block and words in block
     assert "advice" not in service.start_block("m", core.ModelInfo(), parsed, ["http://x"], {})
+
+
+def asked_of_the_engine(path, body=b"", api_key="key1"):
+    """Return what the front asks the engine before it reads a body, and stop there."""
+    asked = []
+
+    class Refused(Exception):
+        pass
+
+    def check_open(*place):
+        asked.append(place)
+        raise Refused
+
+    served = igllama.App(options.parse(["model.gguf"], {}), SimpleNamespace(check_open=check_open))
+    exchange = SimpleNamespace(method="POST", body=body, api_key=api_key)
+    with pytest.raises(Refused):
+        igllama.bind_routes(served)["POST", path](exchange)
+    return asked
+
+
+def test_room_is_asked_for_by_kind_and_key_before_a_body_is_read():
+    assert asked_of_the_engine("/v1/chat/completions", b"{") == [("generate", "key1")]
+    assert asked_of_the_engine("/v1/embeddings", b"{", "key2") == [("embed", "key2")]
+    assert asked_of_the_engine("/v1/rerank", b"{") == [("embed", "key1")]
+
+
+def test_what_may_be_a_dry_run_needs_no_slot_and_a_template_alone_no_engine():
+    dry = b'{"dry_run": true}'
+    assert asked_of_the_engine("/v1/chat/completions", dry) == [("dry_run", "key1")]
+    assert asked_of_the_engine("/apply-template", dry) == [("", "key1")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tracemalloc
 from dataclasses import replace
@@ -272,6 +273,20 @@ def test_an_interrupted_decode_says_so_and_the_next_one_runs(context):
     context.seq_rm(0, 6, -1)
     assert context.seq_pos_max(0) == 5
     assert list(logits_after(context, [7], start=6)) == list(wanted)
+
+
+def test_what_libllama_says_of_an_interrupted_decode_is_no_error_and_of_others_is(context, caplog):
+    if not context._interrupt.works:
+        pytest.skip("this build has no abort callback that works")
+    caplog.set_level(logging.DEBUG, logger="libllama")
+    context.interrupt()
+    assert decode(context, PROMPT) == 2
+    assert {record.levelno for record in caplog.records} <= {logging.DEBUG}
+    caplog.clear()
+    context.seq_rm(0, 0, -1)
+    assert decode(context, PROMPT, start=6) == 0
+    assert decode(context, PROMPT, start=1) != 0  # its positions are there already
+    assert logging.ERROR in {record.levelno for record in caplog.records}
 
 
 def test_taking_a_state_needs_its_memory_once(context):

@@ -12,8 +12,19 @@ import pytest
 from serving import POCKET, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from benching import arithmetic, client, costs, prefixes, processes, prose, rawloop, table  # noqa: E402
+from benching import (  # noqa: E402
+    arithmetic,
+    client,
+    costs,
+    prefixes,
+    processes,
+    prose,
+    rawloop,
+    speed,
+    table,
+)
 from benching.arithmetic import Memory  # noqa: E402
+from benching.common import Run  # noqa: E402
 
 SPEC = importlib.util.spec_from_file_location("bench", ROOT / "scripts" / "bench.py")
 bench = importlib.util.module_from_spec(SPEC)
@@ -196,11 +207,71 @@ def test_counts_are_the_servers_last_ones():
     assert (counts["cached_tokens"], counts["draft_n"]) == (5, 0)
 
 
+def test_the_text_of_an_answer_is_put_together_from_its_pieces():
+    call = Answered(
+        (1.0, b'data: {"delta":{"role":"assistant","content":""}}\n\n'),
+        (2.0, b'data: {"delta":{"content":"a \\"b\\""}}\n\ndata: {"delta":{"content": "\\\\"}}'),
+        (3.0, b'\n\ndata: {"delta":{"content":"\\u00e9"}}\n\n'),
+    )
+    assert call.text == 'a "b"\\é'
+
+
 def test_an_answer_without_usage_ends_the_benchmark_with_what_was_said():
     with pytest.raises(SystemExit, match="queue_full"):
         Answered((1.0, b'{"error":{"code":"queue_full"}}')).counts()
     with pytest.raises(SystemExit, match="queue_full"):
         Answered((1.0, b'{"error":{"code":"queue_full"}}')).text_times()
+
+
+# ---- draft models ----
+
+
+def answer(step_s, text="abcd", n_drafted=0, n_accepted=0):
+    """An answer of one letter a step, as a draft call of the benchmark gets it."""
+    pieces = [
+        (step_s * number, b'data: {"content":"%b"}\n\n' % letter.encode())
+        for number, letter in enumerate(text)
+    ]
+    counts = f'"draft_n":{n_drafted},"draft_n_accepted":{n_accepted}'
+    usage = f'{{"prompt_tokens":1,"completion_tokens":{len(text)},{counts}}}'
+    return Answered(*pieces, (9.0, usage.encode()))
+
+
+def ratios_of(monkeypatch, with_it, without):
+    monkeypatch.setattr(speed, "answered", lambda target, text: target)
+    return speed.draft_ratios(Run({}, "", 1, repeats=2, seconds=9.0), with_it, without)
+
+
+def test_drafting_twice_as_fast_has_the_ratio_two_and_tells_what_was_drafted(monkeypatch):
+    drafted, plain = answer(0.5, n_drafted=5, n_accepted=3), answer(1.0)
+    assert ratios_of(monkeypatch, drafted, plain) == ([2.0, 2.0], [(3, 5), (3, 5)])
+
+
+def test_another_text_with_a_draft_model_ends_the_benchmark(monkeypatch):
+    with pytest.raises(SystemExit, match="drafting changed the text: 'abce', not 'abcd'"):
+        ratios_of(monkeypatch, answer(0.5, "abce"), answer(1.0))
+
+
+def test_without_its_models_the_draft_row_is_left_out():
+    assert list(speed.draft(Run({"S": "S.gguf"}, "", 1, repeats=1, seconds=1.0))) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [
+        (["--rows", "lookup"], ["S", "M"]),
+        (["--rows", "lookup,draft"], ["S", "M", "MW", "DW", "D"]),
+        (["--rows", "draft", "--quick"], ["S"]),
+        (["--rows", "draft", "--model-m", "none"], ["S"]),
+    ],
+)
+def test_the_models_of_the_draft_row_are_made_only_for_it(monkeypatch, tmp_path, arguments, made):
+    commands = []
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--models", str(tmp_path), *arguments])
+    paths = bench.find_models(bench.read_options(), bench.ExitStack())
+    assert list(paths) == made
+    assert [tuple(command[2:-2]) for command in commands] == [bench.MADE[name] for name in made]
 
 
 # ---- choosing rows, and the whole ----

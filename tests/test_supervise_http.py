@@ -72,6 +72,10 @@ class Streams:
         return {text: events_of(raw) for text, raw in self.raw.items()}
 
 
+def as_key(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
 def health(served):
     status, _, raw = served.request("GET", "/health")
     return status, json.loads(raw)
@@ -98,6 +102,29 @@ def test_a_body_that_crashed_the_engine_twice_is_a_422():
         assert [status for status, _ in answers] == [500, 500, 422]
         assert answers[2][1]["error"]["code"] == "engine_crash_repeat"
         assert served.chat("Hello!")["choices"][0]["message"]["content"] == "Hi!"
+
+
+def test_a_queue_filled_by_one_key_refuses_neither_another_key_nor_other_work():
+    keys = ("--api-key", "many", "--api-key", "few")
+    with broken("decode:slow", "-np", "1", "--queue", "2", *keys) as served:
+
+        def post(key: str, path: str = "/v1/chat/completions", **fields: object):
+            return served.request("POST", path, body("Hello!", **fields), as_key(key))
+
+        filling = [
+            threading.Thread(target=post, args=("many",), kwargs={**ENDLESS, "max_tokens": 60})
+            for _ in range(3)
+        ]
+        for thread in filling:
+            thread.start()
+        wait_for(lambda: health(served)[1]["waiting"] == 2)
+        status, headers, _ = post("many")
+        assert status == 429 and int(headers["Retry-After"]) >= 1
+        assert post("many", "/v1/embeddings", input="x")[0] == 200
+        assert post("few", dry_run=True)[0] == 200
+        assert post("few", max_tokens=2)[0] == 200
+        for thread in filling:
+            thread.join()
 
 
 def test_a_killed_engine_is_a_pause_in_every_stream(server):

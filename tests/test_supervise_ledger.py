@@ -9,12 +9,13 @@ from libloader import core
 from libloader.supervise.blame import Verdict
 from libloader.supervise.ledger import Ledger
 from libloader.supervise.limits import Limits
+from libloader.supervise.lines import Lines
 
 NOBODY = Verdict()
 
 
 def ledger_of(*names: str) -> Ledger:
-    ledger = Ledger(Limits())
+    ledger = Ledger(Limits(), Lines(4, 60))
     for name in names:
         ledger.add(ask(name), 0.0)
     return ledger
@@ -48,7 +49,7 @@ def test_after_a_crash_all_are_sent_again_in_their_first_order():
 
 
 def test_a_replayed_request_carries_the_tokens_that_its_client_has():
-    ledger = Ledger(Limits())
+    ledger = Ledger(Limits(), Lines(4, 60))
     ledger.add(ask("a", n=2), 0.0)
     sent(ledger)
     for number, index in ((1, 0), (2, 1), (3, 0)):
@@ -66,7 +67,7 @@ def test_a_request_without_an_answer_yet_is_sent_as_it_was():
 
 
 def test_a_deadline_goes_on_running_over_a_crash():
-    ledger = Ledger(Limits())
+    ledger = Ledger(Limits(), Lines(4, 60))
     ledger.add(ask("a", deadline_s=10.0), 100.0)
     assert [request.deadline_s for request in ledger.due(104.0)] == [6.0]
     ledger.engine_lost(NOBODY)

@@ -366,6 +366,72 @@ def test_the_queue_has_an_end_and_the_engine_never_refuses_a_replay_for_it():
     assert front.policy.refusal(0.0, ask("f")) is None
 
 
+def test_a_full_line_for_slots_refuses_neither_embeddings_nor_dry_runs():
+    front = Front(n_parallel=2, n_queue=3).up()
+    front.submit("a", "b", "c", "d", "e")
+    assert isinstance(front.policy.closed("choose"), errors.QueueFull)
+    for kind in ("embed", "dry_run"):
+        assert front.policy.closed(kind) is None
+        for number in range(5):
+            front.do(policy.Submitted(dataclasses.replace(ask(f"{kind}{number}"), kind=kind)))
+        assert isinstance(front.policy.closed(kind), errors.QueueFull)
+    assert front.failures() == {}
+
+
+def test_a_key_gets_into_a_line_that_another_one_has_filled():
+    front = Front(n_parallel=2, n_queue=3).up()
+    front.submit("a", "b", "c", "d", "e", "f", fair_key="many")
+    assert front.failures() == {"f": "QueueFull"}
+    assert front.policy.closed("generate", "few") is None
+    front.submit("x", "y", "z", fair_key="few")  # as many as there are slots
+    assert front.failures() == {"f": "QueueFull", "z": "QueueFull"}
+    front.step(token("x"))
+    assert front.policy.closed("generate", "few") is None  # of those that wait
+    assert isinstance(front.policy.closed("generate", "many"), errors.QueueFull)
+
+
+def test_one_key_alone_gets_no_more_than_the_queue_holds():
+    front = Front(n_parallel=4, n_queue=1).up()
+    front.submit("a", "b", "c", "d", "e")
+    front.step(token("a"), token("b"), token("c"), token("d"))
+    assert isinstance(front.policy.closed("generate"), errors.QueueFull)
+
+
+def test_whoever_leaves_a_line_makes_room_whatever_the_reason():
+    front = Front(n_parallel=1, n_queue=1).up()
+    front.submit("a", "b")
+    front.do(policy.Cancelled("b"))
+    front.submit("c")
+    front.step(token("a"))
+    front.end(SEGV, "grammar_init", "a")
+    front.submit("d", "e")
+    assert front.failures() == {"b": "ClientGone", "a": "EngineCrashed", "e": "QueueFull"}
+
+
+def test_a_full_line_says_when_to_come_back_by_the_speed_that_was_measured():
+    front = Front(n_parallel=2, n_queue=8).up()
+    front.submit(*"abcdefghij")
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == pytest.approx(5.5)  # 11 turns of 1 s
+    front.say(channel.Step(1.0, (token("a"), token("b")), {"service_s_slot": 12.0}))
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == pytest.approx(9 / 2 * 12.0)
+    front.say(channel.Step(1.0, (), {"service_s_slot": 0.01}))
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == 1.0
+
+
+def test_what_was_measured_outlives_an_engine():
+    front = Front(n_parallel=1, n_queue=1).up()
+    front.say(channel.Step(1.0, (), {"service_s_slot": 30.0}))
+    front.end(KILL, "idle")
+    front.restart()
+    front.say(channel.Step(1.0, (), {"n_running": 0.0}))
+    front.submit("a", "b")
+    refusal = front.policy.closed("generate")
+    assert refusal is not None and refusal.retry_after_s == pytest.approx(90.0)
+
+
 def test_draining_refuses_the_new_and_waits_for_the_old():
     front = Front().up()
     front.submit("a")

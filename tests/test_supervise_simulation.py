@@ -322,6 +322,8 @@ class World:
         for name, request in self.requests.items():
             assert self.ended[name] == 1, f"{name} ended {self.ended[name]} times"
             check_answer(request, self.heard[name])
+        for line in core.LINES:
+            assert not self.policy._lines.n_in(line), "whoever is gone is in line no more"
         for first, sixth in zip(self.spawned_at, self.spawned_at[7:]):
             assert sixth - first > 20, "restarts without end"
 

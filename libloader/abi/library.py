@@ -58,6 +58,7 @@ class Opened(NamedTuple):
 class Library:
     """One loaded libllama. Attributes beside the C functions:
 
+    log                 its native log
     release, layout     what it is ("b9842", "M7/C12"); path, backends, warnings
     missing             names of capabilities that this build lacks
     Batch, TokenData, TokenDataArray, LogitBias, SequenceSampler   its struct types
@@ -65,6 +66,7 @@ class Library:
 
     def __init__(self, opened: Opened, log: nativelog.NativeLog) -> None:
         self.path = opened.path
+        self.log = log
         self.bracket = _bracket_of(opened)
         log.set_build(self.bracket.low)
         probes = _probes(opened)
@@ -81,7 +83,7 @@ class Library:
         self.release = self._release()
         self.warnings: tuple[str, ...] = tuple(self._newer_than_known())
         self.backends: tuple[str, ...] = ()
-        self._alive: list[Any] = [opened, log]
+        self._alive: list[Any] = [opened]
 
     def __getattr__(self, name: str) -> Any:
         """Only for the type checker and for typing errors: C functions are set when bound."""

@@ -37,6 +37,7 @@ class NativeLog:
         self._level = logging.INFO
         self._begun = ""
         self._lock = threading.Lock()
+        self._is_hushed: Callable[[], bool] = bool  # bool() is False
 
     def set_build(self, low: int) -> None:
         """Choose the level numbers of the build that is loaded."""
@@ -53,6 +54,13 @@ class NativeLog:
 
         return receive
 
+    def hush_while(self, condition: Callable[[], bool]) -> None:
+        """Pass on as DEBUG what C says while `condition` holds: it complains of what we do to it.
+
+        The last condition counts. It must not raise, and is asked from any thread.
+        """
+        self._is_hushed = condition
+
     def _receive(self, number: int, text: bytes | None, _user_data: object) -> None:
         """Called from C: must never raise."""
         pieces = (text or b"").decode("utf-8", "replace")
@@ -60,7 +68,7 @@ class NativeLog:
             if number != _CONTINUED:
                 self._level = self._levels.get(number, logging.INFO)
             *lines, self._begun = (self._begun + pieces).split("\n")
-            level = self._level
+            level = logging.DEBUG if self._is_hushed() else self._level
         for line in lines:
             self._hand_on(level, line)
 

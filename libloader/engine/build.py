@@ -129,10 +129,14 @@ def _open_store(settings: EngineSettings, lib: Any, context: Context) -> PrefixS
 
 
 def _binding(settings: EngineSettings, lib: Any, context: Context) -> bytes:
-    """Return a hash of all that a saved state's bytes depend on."""
+    """Return a hash of all that a saved state's bytes depend on.
+
+    The library goes in by content: it is small, and one that is unpacked anew is no other.
+    """
+    file = context.model.file
     facts = (
-        *(_fingerprint(path) for path in (settings.model, lib.path)),
-        *(lib.release, lib.layout, *lib.backends),
+        *(_fingerprint(part.path) for part in (file, *file.parts)),
+        *(_content_hash(lib.path).hex(), lib.release, lib.layout, *lib.backends),
         *(settings.cache_type_k, settings.cache_type_v, settings.flash_attn),
         *(str(settings.n_gpu_layers), str(context.kv_unified), sys.byteorder),
     )
@@ -148,12 +152,19 @@ def _content_hash(path: str) -> bytes:
 
 
 def _fingerprint(path: str) -> str:
-    """Return a hash of a file's size and of samples spread over it: gigabytes take too long."""
-    size = os.path.getsize(path)
-    digest = hashlib.blake2b(str(size).encode())
+    """Return a hash that is another for another file: gigabytes take too long to read.
+
+    Samples alone miss a few changed bytes, as in a finetune of some layers. So the time of the last
+    change goes in, which writing in place moves, and the inode, which a file put in its place with
+    its time kept (cp -p, rsync -t) does not share. A mere copy is another file by that, and its
+    prefixes are computed again: slower once, where a state of other weights would be wrong.
+    """
     with open(path, "rb") as file:
+        about = os.fstat(file.fileno())
+        facts = (about.st_size, about.st_mtime_ns, about.st_ino)
+        digest = hashlib.blake2b(repr(facts).encode())
         for number in range(N_SAMPLES):
-            file.seek(size * number // N_SAMPLES)
+            file.seek(about.st_size * number // N_SAMPLES)
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 

@@ -94,6 +94,8 @@ class Decoding:
         except DecodeFailed:  # our own guards stopped it before C
             code = REFUSED
         self._in_hand = ()
+        if code >= DECODED:  # libllama began; before, it only looks whether the batch is a batch
+            self._scheduler.slots.note_decode()
         if code != DECODED:
             self._recover(plan, code)
             return
@@ -179,8 +181,10 @@ class Decoding:
         assert slot is not None and guesser is not None
         sequence.draft = []
         guesser.learn(n_guessed, n_right)
-        if n_right < n_guessed:
-            self._scheduler.slots.truncate(slot, len(sequence.tokens) + n_right)
+        if n_right < n_guessed and not self._scheduler.slots.truncate(
+            slot, len(sequence.tokens) + n_right
+        ):
+            self._scheduler.unsettle()
 
     def _mark_sampling(self, request_ids: str) -> None:
         self._breadcrumb("sample", request_ids, self.step)
@@ -189,7 +193,7 @@ class Decoding:
 
     def _recover(self, plan: Plan, code: int) -> None:
         """Bring memory and mirror together again, then try smaller."""
-        self._counters.n_refused_batches += 1
+        self._scheduler.unsettle()
         had_guesses = any(sequence.draft for sequence, _ in plan)
         for sequence, _ in plan:
             sequence.draft = []
@@ -197,7 +201,9 @@ class Decoding:
                 self._scheduler.slots.truncate(sequence.slot, len(sequence.slot.tokens))
         if code == ABORTED and self._was_interrupted:
             self._was_interrupted = False
-        elif had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
+            return
+        self._counters.n_refused_batches += 1
+        if had_guesses or (code == NO_ROOM and self._scheduler.cache.forget_idle()):
             self.decode(plan)
         elif len(plan) > 1:
             half = len(plan) // 2

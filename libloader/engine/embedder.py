@@ -131,7 +131,7 @@ class Embedder:
 
 
 def _event(item: Input, vector: array[float]) -> EmbeddingEvent:
-    if not math.isfinite(math.fsum(vector)):
+    if not all(map(math.isfinite, vector)):  # a sum would raise at inf - inf
         raise NanLogits("the model made numbers that are none of this input")
     if _BIG_ENDIAN:
         vector.byteswap()

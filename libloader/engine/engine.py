@@ -25,6 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, Callable
 
 from libloader.core import (
+    LINES,
     ChoiceDone,
     EngineSettings,
     Event,
@@ -36,6 +37,7 @@ from libloader.core import (
     RequestFailed,
     Thinking,
     TokenEvent,
+    line_of,
 )
 from libloader.engine.choosing import Choosing, Walk
 from libloader.engine.decoding import Decoding
@@ -121,7 +123,7 @@ class Engine:
         self._live: dict[str, LiveRequest] = {}
         self._events: list[Event] = []
         self._next_deadline_s = math.inf  # no request that is known of runs out before
-        self._service_s = Average()
+        self._service_s = {line: Average() for line in LINES}  # from the first work to the end
         self.counters = Counters()
         self._decoding = Decoding(
             context,
@@ -236,9 +238,14 @@ class Engine:
             "n_waiting": self.n_waiting,
             "n_cells_used": self.n_cells_used,
             "n_steps": self._decoding.step,
+            **self._speeds(),
             **{f"n_hits_{level}": n for level, n in self._scheduler.cache.hits.items()},
             **self.counters.figures(),
         }
+
+    def _speeds(self) -> dict[str, float]:
+        known = [(line, mean.or_else(-1.0)) for line, mean in self._service_s.items()]
+        return {f"service_s_{line}": seconds for line, seconds in known if seconds >= 0.0}
 
     def check_integrity(self) -> None:
         """Assert what must be true between two steps. For tests."""
@@ -368,8 +375,8 @@ class Engine:
         usage, timings = usage_of(live), timings_of(live, now_s)
         self._events.append(RequestDone(live.request.id, usage, timings))
         self.counters.count_request(usage)
-        if live.is_seated:
-            self._service_s.add(now_s - live.seated_s)
+        began_s = live.seated_s if live.is_seated else live.submitted_s
+        self._service_s[line_of(live.request.kind)].add(now_s - began_s)
 
     def _report_failure(self, request_id: str, error: IgllamaError) -> None:
         self.counters.count_failure(error)
@@ -407,14 +414,12 @@ class Engine:
         now_s = self._clock()
         for live in [live for live in self._desk.lives() if live.deadline_s <= now_s]:
             self._desk.drop(live.request.id)
-            error = self._queue_full("the request's time ran out while its prompt was read")
+            error = self._too_late(live, "while its prompt was read")
             self._report_failure(live.request.id, error)
         for live in [live for live in self._live.values() if live.deadline_s <= now_s]:
-            if not live.is_seated:
-                self.on_failure(live, self._queue_full("the request's time ran out in the queue"))
-                continue
-            if live.choosing is not None:
-                self.on_failure(live, self._queue_full("the time ran out among the choices"))
+            where = _where_all_is_lost(live)
+            if where:
+                self.on_failure(live, self._too_late(live, where))
                 continue
             for sequence in live.sequences:
                 if not sequence.reason:
@@ -422,15 +427,26 @@ class Engine:
         known = (*self._desk.lives(), *self._live.values())
         self._next_deadline_s = min((live.deadline_s for live in known), default=math.inf)
 
-    def check_queue(self, request: Request) -> None:
-        n_ahead = self.n_waiting - (self.n_parallel - self.n_running)
-        if n_ahead >= self._n_queue and not request.resume:
-            raise self._queue_full(f"{self._n_queue} requests are waiting already")
+    def _too_late(self, live: LiveRequest, where: str) -> QueueFull:
+        line = line_of(live.request.kind)
+        return self._queue_full(line, f"the request's time ran out {where}")
 
-    def _queue_full(self, reason: str) -> QueueFull:
+    def check_queue(self, request: Request) -> None:
+        line = line_of(request.kind)
+        n_free = self.n_parallel - (self.n_running if line == "slot" else 0)
+        if self._n_in_line(line) - n_free >= self._n_queue and not request.resume:
+            raise self._queue_full(line, f"{self._n_queue} requests are waiting already")
+
+    def _n_in_line(self, line: str) -> int:
+        """Requests of which nothing has been computed yet, of one kind of work."""
+        lives = (*self._desk.lives(), *self._live.values())
+        return sum(not each.is_seated and line_of(each.request.kind) == line for each in lives)
+
+    def _queue_full(self, line: str, reason: str) -> QueueFull:
         """Retry when the line has moved on, at the speed measured of late."""
-        turns = (self.n_waiting + 1) / self.n_parallel
-        return QueueFull(reason, retry_after_s=max(1.0, turns * self._service_s.or_else(1.0)))
+        turns = (self._n_in_line(line) + 1) / self.n_parallel
+        service_s = self._service_s[line].or_else(1.0)
+        return QueueFull(reason, retry_after_s=max(1.0, turns * service_s))
 
     # -- what a batch brought (decoding.Listener) -------------------------------------------------
 
@@ -569,6 +585,15 @@ class Engine:
             item.live.n_computed += len(item.tokens)
             self._close_one(item.live)
         return True
+
+
+def _where_all_is_lost(live: LiveRequest) -> str:
+    """Say where a request is of which no part would be an answer; "" if a part would be."""
+    if not live.is_seated:
+        return "in the queue"
+    if live.choosing is not None:
+        return "among the choices"
+    return "" if live.sequences else "among the inputs"
 
 
 def n_ctx_slot(context: ContextPort, settings: EngineSettings) -> int:

@@ -7,7 +7,8 @@ filling a slot from the best, evicting. Not here: the trees (prefix_forest.py), 
 Laws:
 - A prompt that is being computed right now counts as known: whoever shares it waits for it (only
   for older sequences, so nobody waits in a circle) instead of computing it again.
-- What would be lost when a slot is taken over is saved first, unless somebody else has it.
+- What would be lost when a slot is taken over is saved first, unless somebody else has it. A saved
+  state that the new one begins with goes, where that can be cut.
 - Cells that remember tokens which are no longer in their slot are never given to anybody else.
 - A memory that cannot be cut (recurrent, hybrid) gives what fits without a cut, or nothing:
   `Slots.truncate` empties a slot that libllama would not cut. So its copies are made in time: a
@@ -67,28 +68,44 @@ class PrefixCache:
         """Return who knows most of the tokens but the last, whose logits are needed."""
         if not sequence.live.request.cache_prompt:
             return None
-        if not self.slots.can_cut:
-            return self._lookup_whole(sequence)
-        n, holders = self._tree.longest(sequence.tokens[:-1], sequence.live.adapters)
-        # All slots, but of the saved states only some: they may be thousands with one prefix.
-        candidates: list[Holder] = [slot for slot in self.slots.all if slot in holders]
-        saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
-        candidates += islice(saved, MAX_SAVED_ALIKE)
-        known = max((_known(each, n, sequence) for each in candidates), key=_worth, default=None)
+        holders = self._holders(sequence.tokens[:-1], sequence.live.adapters)
+        found = (self._known(holder, n, sequence) for holder, n in holders.items())
+        known = max(found, key=_worth, default=None)
         return known if known is not None and known.n_soon > 0 else None
 
+    def _holders(self, tokens: list[int], adapters: Adapters) -> dict[Holder, int]:
+        """Return who may give a beginning of `tokens`, and how many of these each shares."""
+        self._store.settle()
+        if not self.slots.can_cut:
+            return self._whole(tokens, adapters)
+        n, holders = self._tree.longest(tokens, adapters)
+        return dict.fromkeys(self._candidates(holders), n)
+
+    def _candidates(self, holders: dict[Holder, None]) -> list[Holder]:
+        """Return all slots, but of the saved states only some: thousands may begin alike."""
+        saved = (holder for holder in reversed(holders) if isinstance(holder, Saved))
+        slots: list[Holder] = [slot for slot in self.slots.all if slot in holders]
+        return [*slots, *islice(saved, MAX_SAVED_ALIKE)]
+
     def known(self, tokens: list[int], adapters: Adapters) -> tuple[str, int]:
-        """Return the level and how many of the tokens but the last it has now. Changes nothing."""
-        if self.slots.can_cut:
-            n, holders = self._tree.longest(tokens[:-1], adapters)
-            having = dict.fromkeys(holders, n)
-        else:
-            having = self._whole(tokens[:-1], adapters)
-        found = [self._held(holder, n) for holder, n in having.items()]
+        """Return the level and how many of the tokens but the last it has now. Starts nothing."""
+        holders = self._holders(tokens[:-1], adapters)
+        found = [self._held(holder, n) for holder, n in holders.items()]
         return max(found, key=lambda known: (known[1], known[0] == "kv"), default=("kv", 0))
 
     def _held(self, holder: Holder, n: int) -> tuple[str, int]:
-        return "kv" if isinstance(holder, Slot) else holder.level, min(n, len(holder.tokens))
+        return "kv" if isinstance(holder, Slot) else holder.level, self._n_now(holder, n)
+
+    def _n_now(self, holder: Holder, n: int) -> int:
+        if isinstance(holder, Saved):
+            return self.slots.n_to_restore(len(holder.tokens), min(n, len(holder.tokens)))
+        return self.slots.n_to_give(holder, min(n, holder.n_pure))
+
+    def _known(self, holder: Holder, n: int, asking: Sequence) -> Known:
+        n_now = self._n_now(holder, n)
+        owner = holder.sequence if isinstance(holder, Slot) else None
+        waits = isinstance(owner, Sequence) and owner.number < asking.number
+        return Known(holder, n_now, n if waits else n_now)
 
     def choose_slot(self, known: Known | None) -> Slot:
         """Return the idle slot to use: the one with the prefix if nothing in it is lost by that."""
@@ -134,20 +151,30 @@ class PrefixCache:
                 return True
             self.begin(sequence, slot, self.lookup(sequence))
         loading = sequence.loading
-        if loading is not None and loading.state.done():
+        if loading is not None and loading.state.done() and self.slots.can_restore(slot):
             sequence.loading = None
             self._restore(slot, loading)
             self._promise(sequence, slot)
         return sequence.is_waiting
 
     def keep(self, sequence: Sequence) -> None:
-        """Save what `sequence` has if it stands at a halt: all who wait for it have their copy."""
+        """Save what `sequence` has if it has come to a halt."""
         slot = sequence.slot
         assert slot is not None
-        if len(slot.tokens) in sequence.halts:
-            sequence.halts.remove(len(slot.tokens))
-            if self.slots.state_bytes(slot) <= self._store.most_bytes:
-                self._save(slot)
+        if len(slot.tokens) not in sequence.halts:
+            return
+        sequence.halts.remove(len(slot.tokens))
+        # A copy that is still to be made has no size either.
+        if self.slots.can_save(slot) and self.slots.state_bytes(slot) <= self._store.most_bytes:
+            self._save(slot)
+
+    def stop_waiting(self, sequence: Sequence) -> None:
+        """Go on without a saved state that cannot be put back before somebody decodes."""
+        slot = sequence.slot
+        assert slot is not None
+        if sequence.loading is not None and sequence.loading.state.done():
+            sequence.loading = None
+            self._promise(sequence, slot)
 
     def settle(self, slot: Slot) -> None:
         """Take note that nobody sits in `slot` any more: it holds what it holds."""
@@ -269,28 +296,37 @@ class PrefixCache:
         self.slots.truncate(slot, 0)
 
     def _save(self, slot: Slot) -> None:
-        if len(slot.tokens) < MIN_WORTH_SAVING or not self._store.takes:
+        is_worth_it = len(slot.tokens) >= MIN_WORTH_SAVING and self.slots.can_save(slot)
+        if not is_worth_it or not self._store.takes:
             return
-        n, holders = self._tree.longest(slot.tokens, slot.adapters)
-        others = [other for other in holders if other is not slot and self._keeps(other, n)]
-        if n == len(slot.tokens) and others:
-            for other in others:
-                if isinstance(other, Saved):
-                    self._store.touch(other)
+        if self._is_elsewhere(slot):
             return
         tokens = list(slot.tokens)
-        state, can_cut = self.slots.state(slot), self.slots.can_cut
-        saved = self._store.put(tokens, state, slot.adapters, can_cut=can_cut)
+        for shorter in self._tree.beginnings(tokens, slot.adapters) if self.slots.can_cut else ():
+            if isinstance(shorter, Saved):
+                self._store.forget(shorter)
+        saved = self._store.put(tokens, self.slots.state(slot), slot.adapters)
         if saved is not None:
             self._tree.insert(tokens, saved)
 
-    # -- a memory that cannot be cut ------------------------------------------------------------
+    def _is_elsewhere(self, slot: Slot) -> bool:
+        """Return True if another holder can give all of `slot`; saved ones are used by that."""
+        keepers = self._keepers(slot)
+        for each in keepers:
+            if isinstance(each, Saved):
+                self._store.touch(each)
+        return bool(keepers)
 
-    def _lookup_whole(self, sequence: Sequence) -> Known | None:
-        whole = self._whole(sequence.tokens[:-1], sequence.live.adapters)
-        knowns = (_known(holder, n, sequence) for holder, n in whole.items())
-        known = max(knowns, key=_worth, default=None)
-        return known if known is not None and known.n_soon > 0 else None
+    def _keepers(self, slot: Slot) -> list[Holder]:
+        tokens, n_tokens = slot.tokens, len(slot.tokens)
+        if not self.slots.can_cut:  # a slot loses what it has as soon as somebody goes on in it
+            ends = self._tree.beginnings(tokens, slot.adapters)
+            return [each for each in ends if isinstance(each, Saved) and each.tokens == tokens]
+        n, holders = self._tree.longest(tokens, slot.adapters)
+        others = [each for each in self._candidates(holders) if each is not slot]
+        return [each for each in others if len(each.tokens) >= n_tokens] if n == n_tokens else []
+
+    # -- a memory that cannot be cut ------------------------------------------------------------
 
     def _whole(self, tokens: list[int], adapters: Adapters) -> dict[Holder, int]:
         """Return whose tokens all begin `tokens`, and how many of these each has or will have."""
@@ -307,21 +343,6 @@ class PrefixCache:
         n_had = known.n_soon if known is not None else 0
         n_parted, _ = self._tree.longest(sequence.tokens[:-1], sequence.live.adapters)
         return {n for n in (n_parted, sequence.n_prompt - 1) if n - n_had >= MIN_WORTH_SAVING}
-
-    def _keeps(self, other: Holder, n: int) -> bool:
-        """Return True if `n` tokens that `other` has need not be saved for it to give them."""
-        if self.slots.can_cut:
-            return len(other.tokens) >= n
-        return isinstance(other, Saved) and len(other.tokens) == n
-
-
-def _known(holder: Holder, n: int, asking: Sequence) -> Known:
-    if isinstance(holder, Saved):
-        return Known(holder, n, n)
-    n_now = min(n, holder.n_pure)
-    owner = holder.sequence
-    waits = isinstance(owner, Sequence) and owner.number < asking.number
-    return Known(holder, n_now, n if waits else n_now)
 
 
 def _worth(known: Known) -> tuple[int, int, bool, int]:

@@ -14,25 +14,35 @@ Lives here: the format, its checks, atomic writing. Not here: which states are k
 Laws:
 - A file that is damaged, cut, foreign or not a plain file is never loaded: libllama trusts what it
   is given. The size is checked when the folder is read, the checksum when the state is.
-- A file appears whole or not at all: written under another name, synced, renamed.
+- What is wrong with a folder is said in two lines at most, however much lies in it.
+- A file appears whole or not at all: written under another name, synced, renamed. That name is a
+  random one: process ids repeat in containers, which may share the folder, and after a restart.
+- Several servers may share a folder, each with its own limit. One sees what lay there when it
+  started, and what it writes itself, so n of them fill at most n limits. Where it needs room, the
+  files go first that were there and that it cannot use, oldest first, also those of a server that
+  runs: that one computes again what it misses. So a file may be gone at any moment.
+- Nothing is removed that is not of this format, in any version.
 - The first error of the file system ends the writing, with one warning. Nothing here raises.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import stat
 import struct
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 from libloader.core import Adapters
 
 MAGIC = b"IGLKV\r\n\2"
+_KIND = MAGIC[:-1]  # the same in all versions
 _HEAD = struct.Struct("<8s32sIIQ")
 _ADAPTER = struct.Struct("<32sd")
 _DIGEST_BYTES = 32
@@ -40,6 +50,11 @@ SUFFIX, UNFINISHED = ".kv", ".tmp"
 ABANDONED_S = 3600.0  # an unfinished file this old has no writer any more
 MAX_TOKENS = 1 << 24  # more is damage, not a prompt
 MAX_ADAPTERS = 1 << 10
+N_NAMED = 3  # of the files that are ignored
+FOREIGN = (
+    "of no use in %s: %d saved prefixes (%.1f MiB) of another model, library, setting or adapter; "
+    "they count against --cache-disk and go first"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +68,19 @@ class Entry(NamedTuple):
     n_bytes: int  # of the state
 
 
+class File(NamedTuple):
+    """A plain file."""
+
+    name: str
+    n_bytes: int
+    mtime_s: float
+
+
+def file_bytes(n_tokens: int, n_adapters: int, n_state: int) -> int:
+    """Return the size of the file with a state of `n_state` bytes."""
+    return _HEAD.size + _ADAPTER.size * n_adapters + 4 * n_tokens + n_state + _DIGEST_BYTES
+
+
 class Folder:
     """The states of one model, library and settings in one folder. One thread at a time.
 
@@ -64,17 +92,22 @@ class Folder:
         self._path = path
         self._binding = binding
         self._digests = adapters
-        self._is_writable = True
+        self.is_writable = True  # False for good after the first failure
+        self.is_gone = False  # True if the folder itself was away then
+        self.others: list[File] = []  # of our format and no use to us, oldest first; see index()
 
     def index(self) -> list[Entry]:
-        """Return an entry for each file that may be ours, oldest first."""
+        """Return an entry for each file that may be ours, oldest first; fill `others`."""
         try:
             os.makedirs(self._path, 0o700, exist_ok=True)
-            entries = sorted(os.scandir(self._path), key=lambda entry: entry.stat().st_mtime)
+            files = self._plain_files()
         except OSError as error:
             self._give_up(error)
             return []
-        return list(self._readable(entries))
+        damaged: dict[str, Exception] = {}
+        entries = [self._look_at(file, damaged) for file in files]
+        self._tell(damaged)
+        return [entry for entry in entries if entry is not None]
 
     def name_for(self, tokens: list[int], adapters: Adapters = ()) -> str:
         digest = hashlib.blake2b(self._head(tokens, adapters, 0), digest_size=16)
@@ -86,31 +119,40 @@ class Folder:
             with self._open(name) as file:
                 data = file.read()
         except OSError as error:
-            logger.info("cached prefix %s cannot be read: %s", name, error)
+            logger.info("cached prefix %r cannot be read: %s", name, error)
             return None
         body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
         start = len(self._head(tokens, adapters, 0))
         head = self._head(tokens, adapters, max(0, len(body) - start))
         if body[:start] != head or _digest(body) != digest:
-            logger.warning("cached prefix %s is damaged or foreign; it is ignored", name)
+            logger.warning("cached prefix %r is damaged or foreign; it is ignored", name)
             return None
         return body[start:]
 
-    def write(self, name: str, tokens: list[int], adapters: Adapters, state: bytes) -> None:
-        """Write a state, atomically; after the first failure nothing is written any more."""
-        if not self._is_writable:
-            return
+    def write(self, name: str, tokens: list[int], adapters: Adapters, state: bytes) -> bool:
+        """Write a state, atomically; False if it is not there, as ever after the first failure."""
+        if not self.is_writable:
+            return False
         body = self._head(tokens, adapters, len(state)) + state
-        unfinished = os.path.join(self._path, f"{name}.{os.getpid()}{UNFINISHED}")
+        unfinished = os.path.join(self._path, f"{name}.{os.urandom(8).hex()}{UNFINISHED}")
         try:
             self._write_whole(unfinished, body)
             os.replace(unfinished, os.path.join(self._path, name))
+            return True
+        except FileExistsError:
+            logger.info("%s is being written by another server", unfinished)
         except OSError as error:
             self._give_up(error)
             self._remove(unfinished)
+        return False
 
     def remove(self, name: str) -> None:
         self._remove(os.path.join(self._path, name))
+
+    def remove_other(self, name: str) -> None:
+        """Remove one of `others`, unless the name has become that of something else."""
+        if self._is_of_our_kind(name):
+            self.remove(name)
 
     def _head(self, tokens: list[int], adapters: Adapters, n_state: int) -> bytes:
         """Return all that a file holds before its state; adapters in the order of their hashes."""
@@ -118,37 +160,68 @@ class Folder:
         head = _HEAD.pack(MAGIC, self._binding, len(adapters), len(tokens), n_state)
         return head + b"".join(packed) + _packed(tokens)
 
-    def _readable(self, entries: list[os.DirEntry[str]]) -> Iterator[Entry]:
-        for entry in entries:
-            if entry.name.endswith(SUFFIX):
-                found = self._read_head(entry.name)
-                if found is not None:
-                    yield found
-            elif entry.name.endswith(UNFINISHED) and _is_abandoned(entry):
-                self._remove(entry.path)
+    def _plain_files(self) -> list[File]:
+        """Return the plain files, oldest first, less what vanishes while the folder is read."""
+        files = []
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    about = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(about.st_mode):
+                        files.append(File(entry.name, about.st_size, about.st_mtime))
+        return sorted(files, key=lambda file: file.mtime_s)
 
-    def _read_head(self, name: str) -> Entry | None:
-        """Return what the file holds, None if it is not ours or not whole."""
-        try:
-            with self._open(name) as file:
-                size = os.fstat(file.fileno()).st_size
-                magic, binding, *counts = _HEAD.unpack(file.read(_HEAD.size))
-                n_adapters, n_tokens, n_state = counts
-                n_known = _HEAD.size + _ADAPTER.size * n_adapters + 4 * n_tokens
-                is_ours = magic == MAGIC and binding == self._binding
-                if not is_ours or size != n_known + n_state + _DIGEST_BYTES:
-                    return None
-                adapters = self._read_adapters(file, min(n_adapters, MAX_ADAPTERS))
-                tokens = _unpacked(file.read(4 * min(n_tokens, MAX_TOKENS)))
-                return Entry(name, tokens, adapters, n_state) if tokens else None
-        except (OSError, struct.error, ValueError) as error:
-            logger.info("cached prefix %s is ignored: %s", name, error)
+    def _tell(self, damaged: dict[str, Exception]) -> None:
+        """Say what `index` found that is of no use."""
+        if damaged:
+            some = "; ".join(f"{name!r}: {damaged[name]}" for name in list(damaged)[:N_NAMED])
+            some += "; ..." if len(damaged) > N_NAMED else ""
+            logger.warning("ignored in %s: %d files (%s)", self._path, len(damaged), some)
+        foreign = [file.n_bytes for file in self.others if file.name not in damaged]
+        if foreign:
+            logger.warning(FOREIGN, self._path, len(foreign), sum(foreign) / 2**20)
+
+    def _look_at(self, file: File, damaged: dict[str, Exception]) -> Entry | None:
+        """Return the entry of a file of ours; note what is not; sweep old unfinished ones."""
+        if file.name.endswith(UNFINISHED) and time.time() - file.mtime_s > ABANDONED_S:
+            self.remove(file.name)
+        if not file.name.endswith(SUFFIX):
             return None
+        try:
+            with self._open(file.name) as opened:
+                entry = self._read_head(file.name, opened)
+        except FileNotFoundError:  # another server has removed it meanwhile
+            return None
+        except (OSError, struct.error, ValueError) as error:
+            damaged[file.name], entry = error, None
+        if entry is None and self._is_of_our_kind(file.name):
+            self.others.append(file)
+        return entry
 
-    def _read_adapters(self, file: BinaryIO, n: int) -> Adapters:
-        """Return adapters by their numbers of today; ValueError if one is not loaded."""
-        packed = [_ADAPTER.unpack(file.read(_ADAPTER.size)) for _ in range(n)]
-        return tuple(sorted((self._digests.index(digest), scale) for digest, scale in packed))
+    def _read_head(self, name: str, file: BinaryIO) -> Entry | None:
+        """Return what the file holds, None if it is somebody else's; ValueError if not whole."""
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_HEAD.size)
+        if not head.startswith(_KIND):
+            raise ValueError("no saved prefix")
+        if not head.startswith(MAGIC):
+            return None
+        if len(head) < _HEAD.size:
+            raise ValueError("cut short or damaged")
+        _, binding, n_adapters, n_tokens, n_state = _HEAD.unpack(head)
+        is_possible = n_adapters <= MAX_ADAPTERS and 0 < n_tokens <= MAX_TOKENS
+        if not is_possible or size != file_bytes(n_tokens, n_adapters, n_state):
+            raise ValueError("cut short or damaged")
+        packed = [_ADAPTER.unpack(file.read(_ADAPTER.size)) for _ in range(n_adapters)]
+        if binding != self._binding or any(digest not in self._digests for digest, _ in packed):
+            return None
+        adapters = tuple(sorted((self._digests.index(digest), scale) for digest, scale in packed))
+        return Entry(name, _unpacked(file.read(4 * n_tokens)), adapters, n_state)
+
+    def _is_of_our_kind(self, name: str) -> bool:
+        with contextlib.suppress(OSError), self._open(name) as file:
+            return file.read(len(_KIND)) == _KIND
+        return False
 
     def _open(self, name: str) -> BinaryIO:
         """Open for reading, not through a symbolic link, and not what could block."""
@@ -171,7 +244,8 @@ class Folder:
             logger.debug("%s cannot be removed: %s", path, error)
 
     def _give_up(self, error: OSError) -> None:
-        self._is_writable = False
+        self.is_gone = not os.path.isdir(self._path)
+        self.is_writable = False
         logger.warning("prefixes are no longer saved in %s: %s", self._path, error)
 
 
@@ -194,10 +268,3 @@ def _little_endian(tokens: array[int]) -> array[int]:
     if sys.byteorder == "big":
         tokens.byteswap()
     return tokens
-
-
-def _is_abandoned(entry: os.DirEntry[str]) -> bool:
-    try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_S
-    except OSError:
-        return False

@@ -39,6 +39,11 @@ class PrefixForest:
         tree = self._trees.get(adapters)
         return tree.path(tokens) if tree is not None else iter(())
 
+    def beginnings(self, tokens: list[int], adapters: Adapters) -> list[Holder]:
+        """Return what PrefixTree.beginnings does, of those computed with `adapters`."""
+        tree = self._trees.get(adapters)
+        return tree.beginnings(tokens) if tree is not None else []
+
     def insert(self, tokens: list[int], holder: Holder) -> None:
         """Make `holder` the holder of `tokens`, computed with its adapters, and of nothing else."""
         self.remove(holder)

@@ -6,22 +6,26 @@ Lives here: what is kept, what gives way, the way back. Not here: files (prefix_
 Laws:
 - The RAM level never holds more than its budget; what leaves it goes to disk if there is one.
 - Among states the least recently used gives way: a state's size grows with its tokens and so does
-  the cost to compute them again, which leaves the age. One that another state begins with is worth
-  nothing beside it, where that can be cut, and goes at once.
+  the cost to compute them again, which leaves the age. What comes from RAM to disk counts as used
+  then.
+- No call's cost grows with the number of states: the engine thread makes them all.
+- The disk level counts whole files, those of other models, libraries and settings too: these are of
+  no use here and go first (prefix_file.py says what that means for two servers on one folder).
 - The engine thread never waits for a disk: files are read and written by one thread here. A disk
-  that is full, gone or read-only ends the saving with one warning, never the serving.
+  that is full, gone or read-only ends the saving with one warning, never the serving; what it then
+  does not hold is dropped, so that nobody is promised it or waits for it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Callable, NamedTuple
 
 from libloader.core import Adapters
-from libloader.engine.prefix_file import Folder
+from libloader.engine.prefix_file import Folder, file_bytes
 
 MAX_PENDING_BYTES = 64 << 20  # states that wait for the disk are in memory beside the RAM budget
 
@@ -43,6 +47,10 @@ class Saved:
         self.name = name  # of its file; "" if there is none
 
     @property
+    def n_file_bytes(self) -> int:
+        return file_bytes(len(self.tokens), len(self.adapters), self.n_bytes)
+
+    @property
     def level(self) -> str:
         return "disk" if self.state is None else "ram"
 
@@ -57,65 +65,68 @@ class Loading(NamedTuple):
 
 
 class PrefixStore:
-    """All saved states, least recently used first. `on_drop` hears of each that is gone."""
+    """All saved states, on disk and in RAM. `on_drop` hears of each that is gone."""
 
     def __init__(self, ram_bytes: int, folder: Folder | None = None, disk_bytes: int = 0) -> None:
         self._ram_bytes = ram_bytes
         self._disk_bytes = disk_bytes
         self._folder = folder
-        self._all: OrderedDict[Saved, None] = OrderedDict()
-        self._pending: list[tuple[int, Future[None]]] = []
+        # Both least recently used first.
+        self._in_ram: OrderedDict[Saved, None] = OrderedDict()
+        self._on_disk: OrderedDict[Saved, None] = OrderedDict()
+        self._pending: deque[tuple[Saved, Future[bool]]] = deque()  # the disk does them in order
         self.on_drop: Callable[[Saved], None] = lambda saved: None
-        self.n_ram_bytes = 0
+        self.n_ram_bytes = self._n_disk_bytes = self._n_pending_bytes = 0
         self._bytes_per_token = 0.0  # of the latest state; 0 = none was seen
         self._disk = ThreadPoolExecutor(1, "prefix-disk") if folder else None
         for entry in folder.index() if folder else ():
             saved = Saved(entry.tokens, entry.adapters, entry.n_bytes, None, entry.name)
-            self._all[saved] = None
+            self._on_disk[saved] = None
+            self._n_disk_bytes += saved.n_file_bytes
+        # Files of no use to us: names and sizes, oldest first.
+        self._others = OrderedDict(
+            (each.name, each.n_bytes) for each in (folder.others if folder else ())
+        )
+        self._n_disk_bytes += sum(self._others.values())
         self._shrink_disk()
 
     def __iter__(self) -> Iterator[Saved]:
-        return iter(list(self._all))
+        return iter([*self._on_disk, *self._in_ram])
 
     @property
     def takes(self) -> bool:
         """False where nothing can be saved: then no state need be copied out of libllama."""
-        return self._ram_bytes > 0 or self._folder is not None
+        return self._ram_bytes > 0 or self.outlives_us
 
     @property
     def most_bytes(self) -> int:
         """The size of the largest state that can be kept."""
-        return max(self._ram_bytes, self._disk_bytes if self._folder is not None else 0)
+        return max(self._ram_bytes, self._disk_bytes if self.outlives_us else 0)
 
     @property
     def outlives_us(self) -> bool:
         """True where states are found again after a restart."""
-        return self._folder is not None
+        return self._folder is not None and self._folder.is_writable
 
     def can_hold(self, n_tokens: int) -> bool:
         """Say whether a state of so many tokens would find room here, by the latest one's size."""
         return self.takes and n_tokens * self._bytes_per_token <= self._ram_bytes
 
-    def put(
-        self, tokens: list[int], state: bytes, adapters: Adapters = (), *, can_cut: bool = True
-    ) -> Saved | None:
-        """Keep `state`; None if it is larger than all there is.
-
-        One that can be cut makes those that it begins with superfluous.
-        """
-        alike = [saved for saved in self._all if can_cut and saved.adapters == adapters]
-        for shorter in [saved for saved in alike if _begins(tokens, saved.tokens)]:
-            self._drop(shorter)
+    def put(self, tokens: list[int], state: bytes, adapters: Adapters = ()) -> Saved | None:
+        """Keep `state`; None if it is larger than all there is."""
         self._bytes_per_token = len(state) / len(tokens)
         saved = Saved(tokens, adapters, len(state), state, "")
-        self._all[saved] = None
+        self._in_ram[saved] = None
         self.n_ram_bytes += saved.n_bytes
-        self._shrink(self._ram_bytes)
-        return saved if saved in self._all else None
+        if saved.n_bytes > self._ram_bytes:  # nobody need make room for it
+            self._leave_ram(saved)
+        while self.n_ram_bytes > self._ram_bytes:
+            self._leave_ram(next(iter(self._in_ram)))
+        return saved if saved in self._level_of(saved) else None
 
     def touch(self, saved: Saved) -> None:
         """Note that `saved` was used."""
-        self._all.move_to_end(saved)
+        self._level_of(saved).move_to_end(saved)
 
     def fetch(self, saved: Saved) -> Future[bytes | None]:
         """Return the state, at once or when the disk has given it; None if the file is no good."""
@@ -127,63 +138,73 @@ class PrefixStore:
         return self._disk.submit(self._folder.read, saved.name, saved.tokens, saved.adapters)
 
     def forget(self, saved: Saved) -> None:
-        """Drop a state that turned out to be of no use."""
-        if saved in self._all:
+        """Drop a state that is of no use: its file is no good, or a longer one begins with it."""
+        if saved in self._level_of(saved):
             self._drop(saved)
+
+    def settle(self) -> None:
+        """Take note of what the disk has done: what it could not write is dropped."""
+        while self._pending and self._pending[0][1].done():
+            saved, write = self._pending.popleft()
+            self._n_pending_bytes -= saved.n_bytes
+            if not write.result():
+                self.forget(saved)
+                self._forget_all_if_gone()
 
     def close(self) -> None:
         """Bring to disk what is in RAM, and wait for it."""
-        if self._folder is not None:
-            for saved in list(self._all):
+        if self.outlives_us:
+            for saved in list(self._in_ram):
                 if self._is_disk_behind():
                     wait([write for _, write in self._pending])
                 self._leave_ram(saved)
         if self._disk is not None:
             self._disk.shutdown()
 
-    def _shrink(self, budget: int) -> None:
-        for saved in [each for each in self._all if each.state is not None]:
-            if self.n_ram_bytes <= budget:
-                return
-            self._leave_ram(saved)
+    def _level_of(self, saved: Saved) -> OrderedDict[Saved, None]:
+        return self._on_disk if saved.state is None else self._in_ram
 
     def _leave_ram(self, saved: Saved) -> None:
         state = saved.state
-        if state is None:
-            return
-        if self._folder is None or self._disk is None or self._is_disk_behind():
+        assert state is not None
+        fits = saved.n_file_bytes <= self._disk_bytes and not self._is_disk_behind()
+        if self._folder is None or self._disk is None or not (fits and self.outlives_us):
             self._drop(saved)
             return
-        if not saved.name:
-            what = (saved.tokens, saved.adapters)
-            saved.name = self._folder.name_for(*what)
-            write = self._disk.submit(self._folder.write, saved.name, *what, state)
-            self._pending.append((saved.n_bytes, write))
-        saved.state = None
+        del self._in_ram[saved]
         self.n_ram_bytes -= saved.n_bytes
-        self._shrink_disk()
+        saved.state, saved.name = None, self._folder.name_for(saved.tokens, saved.adapters)
+        self._on_disk[saved] = None
+        self._n_disk_bytes += saved.n_file_bytes - self._others.pop(saved.name, 0)
+        self._shrink_disk()  # what is removed is removed before this one is written
+        what = (saved.name, saved.tokens, saved.adapters, state)
+        self._pending.append((saved, self._disk.submit(self._folder.write, *what)))
+        self._n_pending_bytes += saved.n_bytes
 
     def _shrink_disk(self) -> None:
-        on_disk = [saved for saved in self._all if saved.state is None]
-        n_bytes = sum(saved.n_bytes for saved in on_disk)
-        for saved in on_disk:
-            if n_bytes <= self._disk_bytes:
-                return
-            n_bytes -= saved.n_bytes
-            self._drop(saved)
+        while self._n_disk_bytes > self._disk_bytes and self._others:
+            name, n_bytes = self._others.popitem(last=False)
+            self._n_disk_bytes -= n_bytes
+            if self._disk is not None and self._folder is not None:
+                self._disk.submit(self._folder.remove_other, name)
+        while self._n_disk_bytes > self._disk_bytes:
+            self._drop(next(iter(self._on_disk)))
 
     def _is_disk_behind(self) -> bool:
-        self._pending = [(n, write) for n, write in self._pending if not write.done()]
-        return sum(n for n, _ in self._pending) > MAX_PENDING_BYTES
+        self.settle()
+        return self._n_pending_bytes > MAX_PENDING_BYTES
+
+    def _forget_all_if_gone(self) -> None:
+        if self._folder is not None and self._folder.is_gone:
+            for saved in list(self._on_disk):
+                self._drop(saved)
 
     def _drop(self, saved: Saved) -> None:
-        del self._all[saved]
-        if saved.state is not None:
+        del self._level_of(saved)[saved]
+        if saved.state is None:
+            self._n_disk_bytes -= saved.n_file_bytes
+        else:
             self.n_ram_bytes -= saved.n_bytes
         if saved.name and self._disk is not None and self._folder is not None:
             self._disk.submit(self._folder.remove, saved.name)
         self.on_drop(saved)
-
-
-def _begins(tokens: list[int], beginning: list[int]) -> bool:
-    return len(beginning) <= len(tokens) and tokens[: len(beginning)] == beginning

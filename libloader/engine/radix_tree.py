@@ -4,7 +4,8 @@ Lives here: the tree. Not here: what a holder is (a slot of the KV cache, a save
 its tokens are computed yet: the tree knows names, the holders know their tokens.
 
     root ── (1, 5, 7, 2) ── (9, 4)        each node: its edge's tokens, its children by first token,
-                        └── (8,)          and the holders whose tokens run through all of the edge
+                        └── (8,)          and the holders whose tokens run through all of the edge,
+                        and apart, those whose tokens end with it
 
 Laws:
 - The cost of a look-up grows with the length of the prompt, never with the number of holders.
@@ -43,7 +44,7 @@ class _Node(Generic[H]):
         self.parent = parent
         self.children: dict[int, _Node[H]] = {}
         self.holders: dict[H, None] = {}  # in the order in which they came
-        self.ends: dict[H, None] = {}  # those of them whose tokens end here
+        self.ends: dict[H, None] = {}
 
 
 class PrefixTree(Generic[H]):
@@ -82,6 +83,10 @@ class PrefixTree(Generic[H]):
             yield done, child.holders, child.ends if is_whole else {}
             if not is_whole:
                 return
+
+    def beginnings(self, tokens: list[int]) -> list[H]:
+        """Return all whose tokens are a beginning of `tokens`, or the same, shortest first."""
+        return [holder for _, _, ends in self.path(tokens) for holder in ends]
 
     def insert(self, tokens: list[int], holder: H) -> None:
         """Make `holder` the holder of `tokens`, and of nothing else."""

@@ -92,11 +92,14 @@ class Scheduler:
         It is settled for as long as all who run are streams that decode together, for which
         nothing can be done.
         """
+        if not self.slots.can_cut:
+            for sequence in self.running:
+                self.cache.keep(sequence)
         self._close_gap()
         ready = [each for each in self.running if not self._waits(each)]
-        if not self.slots.can_cut:
-            for sequence in ready:
-                self.cache.keep(sequence)
+        if not ready:  # then nobody decodes, which some may be waiting for
+            for sequence in self.running:
+                self.cache.stop_waiting(sequence)
         n_streams = sum(sequence.n_pending == 1 for sequence in ready)
         chosen = self._turns.of_one_kind(ready)
         decoding: Plan = [(sequence, 1) for sequence in chosen if sequence.n_pending == 1]
@@ -109,6 +112,10 @@ class Scheduler:
 
     def _waits(self, sequence: Sequence) -> bool:
         return sequence.is_waiting and self.cache.still_waits(sequence)
+
+    def unsettle(self) -> None:
+        """Plan the next step anew: a slot has other tokens than it had."""
+        self._settled = []
 
     def polite_rows(self) -> int | None:
         """Return how many rows work beside the streams may take at once; None: nobody minds."""
@@ -125,7 +132,7 @@ class Scheduler:
         slot = sequence.slot
         assert slot is not None
         self._is_full = False
-        self._settled = []
+        self.unsettle()
         self.running.remove(sequence)
         slot.sequence = sequence.slot = sequence.leader = sequence.loading = None
         self.cache.settle(slot)
@@ -134,7 +141,7 @@ class Scheduler:
         """Make room in a full context: the older half of what is not kept goes."""
         slot = sequence.slot
         assert slot is not None and len(slot.tokens) == len(sequence.tokens) - 1
-        self._settled = []
+        self.unsettle()
         self.cache.shift(sequence, slot, *sequence.forget())
 
     def preempt_youngest(self) -> None:
@@ -180,7 +187,7 @@ class Scheduler:
         slot = self.cache.choose_slot(known)
         slot.sequence, sequence.slot = sequence, slot
         sequence.n_unread = -1
-        self._settled = []
+        self.unsettle()
         self.running.append(sequence)
         self.cache.begin(sequence, slot, known)
         self.cache.thin_out()

@@ -13,6 +13,10 @@ Laws:
 
 - Cells that were computed behind tokens which are no longer there (`pure_end`) serve nobody but the
   sequence that sits in the slot.
+- A copy between sequences with KV streams of their own is made by libllama's next decode. Until
+  then its source must not get a saved state (the copy would be of that) and its target neither
+  (the copy would come over it), and what its target will hold cannot be saved.
+- Where attention has a sliding window, a slot is only cut to where all keys in reach are left.
 
     slot 0   [ origin 1 ........... 700 ][ origin 3, its open tail ... 812 ]
     slot 1   [ origin 1 ........... 700 ][ origin 2 ... 731 ]      cells used: 812 + 31
@@ -62,6 +66,8 @@ class Slots:
         self.unified = context.kv_unified
         self.all = [Slot(seq_id) for seq_id in range(context.n_seq_max)]
         self.can_cut = context.can_cut  # and only until libllama refuses
+        self._sources: set[int] = set()  # seq_ids of copies that the next decode makes
+        self._targets: set[int] = set()
         self._origins = 0
 
     def idle(self) -> list[Slot]:
@@ -93,13 +99,16 @@ class Slots:
         slot.tokens += tokens
 
     def truncate(self, slot: Slot, n: int) -> bool:
-        """Keep the first `n` tokens. False, and an empty slot, where this memory cannot be cut.
+        """Keep the first `n` tokens. False, and an empty slot, where they cannot be had alone.
 
         Also takes away what a failed decode may have left beyond the tokens we know of.
         """
         if n <= 0:
             self._empty(slot)
             return n == 0
+        if not self._context.has_window(slot.seq_id, n):
+            self._empty(slot)
+            return False
         if not self._context.seq_rm(slot.seq_id, n, WHOLE) or self._lost(slot, n):
             self.can_cut = False
             self._empty(slot)
@@ -115,6 +124,8 @@ class Slots:
 
     def n_common(self, a: Slot, b: Slot) -> int:
         """Return how many leading tokens of two slots lie in the same cells."""
+        if not self.unified:
+            return 0
         n = 0
         for (origin, end), (other_origin, other_end) in zip(self._spans_of(a), self._spans_of(b)):
             if origin != other_origin:
@@ -144,14 +155,43 @@ class Slots:
             return 0
         # Separate streams can only be copied whole (abi.md, from b6122); the tail is cut after.
         self._context.seq_cp(source.seq_id, target.seq_id, 0, n if self.unified else WHOLE)
+        if not self.unified:
+            self._sources.add(source.seq_id)
+            self._targets.add(target.seq_id)
         self._close(source)
         target.tokens, target.spans = list(source.tokens), list(source.spans)
         target.pure_end = source.pure_end
         self.truncate(target, n)
         return len(target.tokens)
 
+    def note_decode(self) -> None:
+        """Take note that libllama has begun a decode: copies are made."""
+        if self._targets:
+            self._sources.clear()
+            self._targets.clear()
+
+    def can_save(self, slot: Slot) -> bool:
+        return slot.seq_id not in self._targets
+
+    def can_restore(self, slot: Slot) -> bool:
+        return slot.seq_id not in self._targets and slot.seq_id not in self._sources
+
+    def n_to_give(self, slot: Slot, n: int) -> int:
+        """Return how many of the first `n` tokens of `slot` another one, or a new one, can have."""
+        is_whole = n >= len(slot.tokens)
+        if is_whole or (self.can_cut and self._context.has_window(slot.seq_id, n)):
+            return n
+        return 0
+
+    def n_to_restore(self, n_saved: int, n: int) -> int:
+        """Return the same of a saved state of `n_saved` tokens: it lacks what no window reached."""
+        n_swa = self._context.n_swa
+        is_whole = n >= n_saved
+        return n if is_whole or (self.can_cut and (not n_swa or n_saved <= n_swa)) else 0
+
     def state(self, slot: Slot) -> bytes:
         """Return a copy of what `slot` holds, for `restore`."""
+        assert self.can_save(slot), "what the slot holds is still to be copied"
         return self._context.state_seq_get(slot.seq_id)
 
     def state_bytes(self, slot: Slot) -> int:
@@ -160,7 +200,7 @@ class Slots:
 
     def restore(self, slot: Slot, tokens: list[int], state: bytes) -> bool:
         """Fill an empty slot with a saved state; False, and an empty slot, if libllama refuses."""
-        assert not slot.tokens
+        assert not slot.tokens and self.can_restore(slot)
         is_back = self._context.state_seq_set(slot.seq_id, state)
         if not is_back or self._lost(slot, len(tokens)):
             self._empty(slot)

@@ -91,6 +91,7 @@ class Context(Handle):
         self.n_threads: int = lib.llama_n_threads(pointer)
         self.n_threads_batch: int = lib.llama_n_threads_batch(pointer)
         self.pooling: int = lib.llama_pooling_type(pointer)
+        self.n_swa: int = self.model.n_swa
         self._n_embedding = _n_embedding(lib, self.model, self.pooling)
         if self.kv_unified:
             self.n_ctx_seq = self.n_ctx
@@ -201,6 +202,18 @@ class Context(Handle):
         last = int(self._lib.llama_memory_seq_pos_max(self.pointer, seq_id))
         is_empty = last == 0 and self._begun is not None and seq_id not in self._begun
         return -1 if is_empty else last
+
+    def has_window(self, seq_id: int, n: int) -> bool:
+        """True if a sequence may go on from its first `n` positions, the later ones cut off.
+
+        Where attention looks through a sliding window, libllama gives away the cells of keys that
+        fell out of it, and a saved state is without them. Builds that cannot tell keep them all.
+        """
+        require_in_range("seq_id", seq_id, self.n_seq_max)
+        if not self.n_swa or not self._lib.has("seq_pos_min"):
+            return True
+        first = int(self._lib.llama_memory_seq_pos_min(self.pointer, seq_id))
+        return first <= max(0, n - self.n_swa)
 
     def clear(self) -> None:
         """Forget all sequences."""

@@ -22,6 +22,7 @@ class Interrupt:
     """
 
     def __init__(self, lib: Any, context: Any) -> None:
+        self._log = lib.log
         self._flag = ctypes.create_string_buffer(2)
         self.works = lib.has("abort_callback") and not lib.hazard("abort_hangs")
         if self.works:
@@ -30,9 +31,16 @@ class Interrupt:
             lib.llama_set_abort_callback(context, function, ctypes.addressof(self._flag))
 
     def set(self) -> None:
-        """Stop the decode that runs now, or else the next one. Any thread."""
+        """Stop the decode that runs now, or else the next one. Any thread.
+
+        libllama calls that a failure, in several lines, which are hushed until `clear`.
+        """
         if self.works:
+            self._log.hush_while(self._is_set)
             self._flag.value = STOP
 
     def clear(self) -> None:
         self._flag.value = GO_ON
+
+    def _is_set(self) -> bool:
+        return self._flag.value == STOP

@@ -104,6 +104,13 @@ class Model(Handle):
         return bool(is_causal) and not self.is_encoder_decoder
 
     @property
+    def n_swa(self) -> int:
+        """Tokens that a sliding window of attention spans; 0 if there is none."""
+        if self.lib.has("n_swa"):
+            return int(self.lib.llama_model_n_swa(self.pointer))
+        return self.file.of_architecture("attention.sliding_window")
+
+    @property
     def has_classifier(self) -> bool:
         """Whether it can rank: pooling rank aborts in most builds where these are missing."""
         return any(tensor.name in CLASSIFIER for tensor in self.file.all_tensors)

@@ -34,7 +34,7 @@ METRICS = tuple(
         ("n_steps", "igllama_steps_total", "counter", "Steps of the engine."),
         ("n_batches", "igllama_batches_total", "counter", "Batches that were decoded."),
         ("n_refused_batches", "igllama_batches_refused_total", "counter",
-         "Batches for which the KV cache had no room."),
+         "Batches that libllama refused: for want of room in the KV cache, or with an error."),
         ("n_preempted", "igllama_preempted_total", "counter", "Sequences sent back to wait."),
         ("n_requests", "igllama_engine_requests_total", "counter", "Requests that were finished."),
         ("n_cancelled", "igllama_cancelled_total", "counter", "Requests whose client went away."),
@@ -49,10 +49,11 @@ METRICS = tuple(
 )  # fmt: skip
 # Figures whose names end in what becomes a label: (beginning, name, label, help).
 LABELLED = (
-    ("n_hits_", "igllama_cache_hits_total", "level", "Prompts that found a prefix, by where."),
+    ("n_hits_", "igllama_cache_tokens_total", "level",
+     "Tokens that a choice took from the prefix cache, by where they were."),
     ("failed_", "igllama_engine_failed_total", "error", "Requests that failed in the engine."),
     ("restarts_", "igllama_engine_restarts_total", "reason", "Engines that were replaced."),
-)
+)  # fmt: skip
 HISTOGRAMS = (
     ("queue_s", "igllama_queue_seconds", "From submit to the first work on a request."),
     ("first_token_s", "igllama_time_to_first_token_seconds", "From submit to the first token."),

@@ -58,8 +58,8 @@ class InlineEngine:
         assert self._info is not None, "answered without info"
         return self._info
 
-    def check_open(self) -> None:
-        """As Supervisor.check_open."""
+    def check_open(self, kind: str = "", fair_key: str = "") -> None:
+        """As Supervisor.check_open, but for the queue: that is bounded by the engine itself."""
         if self._state == "draining":
             raise errors.ServerDraining("the server is shutting down")
         if self._loop is None or self._state != "ok":

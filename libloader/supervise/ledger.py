@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from libloader import core
 from libloader.supervise.blame import Verdict
 from libloader.supervise.limits import Limits
+from libloader.supervise.lines import Lines
 
 LAST_EVENTS = (core.RequestDone, core.RequestFailed)
 
@@ -66,8 +67,10 @@ class Entry:
 
 
 class Ledger:
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, lines: Lines) -> None:
+        """`lines` is told who comes, who is being served and who goes."""
         self._limits = limits
+        self._lines = lines
         self._entries: dict[str, Entry] = {}  # in order of submission
         self._unsent: dict[str, Entry] = {}  # of these, what the present engine does not have
         self._trial: list[str] = []  # suspects that have not passed their first step yet
@@ -84,16 +87,19 @@ class Ledger:
     def add(self, request: core.Request, now: float) -> None:
         assert request.id not in self._entries, f"request id {request.id} is used twice"
         self._entries[request.id] = self._unsent[request.id] = Entry(request, now)
+        self._lines.enter(request)
 
     def request(self, request_id: str) -> core.Request:
         return self._entries[request_id].request
 
     def remove(self, request_id: str) -> bool:
         """Forget a request; True if the present engine has it and must be told."""
-        known = self._entries.pop(request_id, None) is not None
+        entry = self._entries.pop(request_id, None)
+        if entry is not None:
+            self._lines.leave(entry.request)
         if request_id in self._trial:
             self._trial.remove(request_id)
-        return self._unsent.pop(request_id, None) is None and known
+        return self._unsent.pop(request_id, None) is None and entry is not None
 
     def take(self, event: core.Event) -> bool:
         """Note one event of the engine; True if it is to be delivered. ValueError if absurd."""
@@ -101,11 +107,14 @@ class Ledger:
         entry = self._entries.get(name)
         if entry is None or name in self._unsent:
             return False  # cancelled meanwhile, or never given to this engine
-        if not entry.moved and name in self._trial:
-            self._trial.remove(name)
+        if not entry.moved:
+            self._lines.begin(entry.request)
+            if name in self._trial:
+                self._trial.remove(name)
         wanted = entry.take(event)
         if isinstance(event, LAST_EVENTS):
             del self._entries[name]
+            self._lines.leave(entry.request)
         return wanted
 
     def due(self, now: float) -> Iterator[core.Request]:

@@ -24,6 +24,7 @@ from libloader.supervise.blame import Exit, PoisonList, Verdict, judge
 from libloader.supervise.breadcrumb import Crumb
 from libloader.supervise.ledger import LAST_EVENTS, Ledger
 from libloader.supervise.limits import Limits
+from libloader.supervise.lines import Lines
 from libloader.supervise.restarts import RestartPolicy
 from libloader.supervise.watchdog import Watchdog
 
@@ -140,9 +141,9 @@ class Policy:
     def __init__(self, settings: core.EngineSettings, limits: Limits) -> None:
         # The front alone limits the queue: after a crash the engine gets everything back at once.
         self._settings = dataclasses.replace(settings, n_queue=_NO_LIMIT)
-        self._n_requests_max = settings.n_parallel + (settings.n_queue or limits.n_queue)
+        self._lines = Lines(settings.n_parallel, settings.n_queue or limits.n_queue)
         self._limits = limits
-        self._ledger = Ledger(limits)
+        self._ledger = Ledger(limits, self._lines)
         self._restarts = RestartPolicy(limits)
         self._watchdog = Watchdog(limits)
         self._poison = PoisonList(limits)
@@ -206,7 +207,7 @@ class Policy:
 
     def refusal(self, now: float, request: core.Request) -> errors.IgllamaError | None:
         """Return why a new request is not taken, None if it is. Any thread, never blocks."""
-        closed = self.closed()
+        closed = self.closed(request.kind, request.fair_key)
         if closed is not None:
             return closed
         refused_s = self._poison.refused_s(request, now)
@@ -217,16 +218,17 @@ class Policy:
             )
         return None
 
-    def closed(self) -> errors.IgllamaError | None:
-        """Return why no request at all is taken now, None if some are. Any thread."""
+    def closed(self, kind: str = "", fair_key: str = "") -> errors.IgllamaError | None:
+        """Return why no request of this kind and key is taken now, None if some are. Any thread.
+
+        Without a kind: why none at all is.
+        """
         if self._stopping or self._drain_until is not None:
             return errors.ServerDraining("the server is shutting down")
         state = self.state()
         if state in ("loading", "failed"):
             return self._unavailable()
-        if len(self._ledger) >= self._n_requests_max:
-            return errors.QueueFull("too many requests are waiting", retry_after_s=2.0)
-        return None
+        return self._lines.refusal(kind, fair_key) if kind else None
 
     def state(self) -> str:
         """Return EngineStatus.state. Any thread."""
@@ -402,6 +404,7 @@ class Policy:
         self._watchdog.step_took(step.ms)
         if step.figures is not None:
             self._figures = step.figures
+            self._lines.note_speed(step.figures)
         try:
             for event in step.events:
                 if self._ledger.take(event):

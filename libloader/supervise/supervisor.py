@@ -91,9 +91,12 @@ class Supervisor:
             with contextlib.suppress(queue.Empty):
                 return self._answer.get(timeout=0.5)  # on Windows only a timeout lets Ctrl-C in
 
-    def check_open(self) -> None:
-        """Raise what `submit` would raise whatever the request is: before work is spent on it."""
-        closed = self._policy.closed()
+    def check_open(self, kind: str = "", fair_key: str = "") -> None:
+        """Raise what `submit` would raise for any request of this kind and key; "" is any kind.
+
+        Before work is spent on it.
+        """
+        closed = self._policy.closed(kind, fair_key)
         if closed is not None:
             raise closed
 

@@ -18,6 +18,7 @@ RECEIVE_BYTES = 1 << 18
 TIMEOUT_S = 300.0
 LOOK_S = 0.005
 _TEXT = re.compile(rb'"(?:content|text)": ?"(?!")')  # a piece of text that is not empty
+_PIECE = re.compile(rb'"(?:content|text)": ?("(?:[^"\\]|\\.)*")')
 _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "draft_n", "draft_n_accepted")
 
 
@@ -95,6 +96,10 @@ class Call:
         if not times:
             raise SystemExit(f"no text in the answer: {self.data[:600]!r}")
         return times
+
+    @property
+    def text(self) -> str:
+        return "".join(json.loads(piece) for piece in _PIECE.findall(self.data))
 
     def counts(self) -> dict[str, int]:
         """Return the server's own token counts; SystemExit, with the answer, without `usage`."""

@@ -21,11 +21,11 @@ RowMaker = Callable[["Run"], Iterator[Row]]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the benchmark. `models` maps S and M to files; M may be missing."""
+    """One run of the benchmark. `models` maps names to files; all but S may be missing."""
 
     models: Mapping[str, str]
     lib: str
-    threads: int  # 0 = by model: S leaves one core to front and client, M takes all
+    threads: int  # 0 = by model: S leaves one core to front and client, others take all
     repeats: int
     seconds: float  # no row begins another repeat after so long
     quick: bool = False
@@ -34,7 +34,7 @@ class Run:
 
     def threads_for(self, model: str) -> int:
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return self.threads or (n_cores if model == "M" else max(1, n_cores - 1))
+        return self.threads or (max(1, n_cores - 1) if model == "S" else n_cores)
 
     def flags(self, model: str, *more: str) -> list[str]:
         """Return the flags of server and raw loop alike."""
