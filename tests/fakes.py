@@ -252,6 +252,9 @@ class FakeContext:
     def seq_pos_max(self, seq_id: int) -> int:
         return len(self.cells[seq_id]) - 1
 
+    def state_seq_size(self, seq_id: int) -> int:
+        return len(self.state_seq_get(seq_id))
+
     def state_seq_get(self, seq_id: int) -> bytes:
         pasts = [cell.past for cell in self.cells[seq_id]]
         return json.dumps([self.firsts[seq_id], pasts]).encode()

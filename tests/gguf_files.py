@@ -1,4 +1,4 @@
-"""A little GGUF writer for tests: any header, right or wrong, and a tiny llama that loads.
+"""A little GGUF writer for tests: any header, right or wrong, and tiny models that load.
 
 Knows nothing of libloader, so that a mistake there is not repeated here.
 """
@@ -176,7 +176,9 @@ def random_tensors(shapes: dict, seed: int, norm: float) -> dict:
 
     def numbers(name: str, count: int) -> array:
         is_norm = name.endswith("norm.weight")
-        return array("f", [norm if is_norm else rng.gauss(0, 0.2) for _ in range(count)])
+        values = [norm if is_norm else rng.gauss(0, 0.2) for _ in range(count)]
+        # A state that grew instead of fading would soon be infinite.
+        return array("f", [-abs(each) for each in values] if name.endswith("ssm_a") else values)
 
     return {
         name: (shape, numbers(name, shape[0] * (shape[1] if len(shape) > 1 else 1)))
@@ -202,6 +204,69 @@ def tiny_qwen_ranker(template: str) -> bytes:
         for name in ("attn_q_norm", "attn_k_norm"):
             shapes[f"blk.{layer}.{name}.weight"] = (head,)
     return with_data(encoded(keys), random_tensors(shapes, 1, 1.0))
+
+
+N_CONV, N_INNER, N_STATE, N_DT = 4, 2 * N_EMBD, 16, 8
+
+
+def tiny_mamba() -> bytes:
+    """A Mamba with random weights: its memory is one state, not a key and a value per token."""
+    counts = {"feed_forward_length": 0, "attention.head_count": 0}  # as the converter writes them
+    shapes = {"token_embd.weight": (N_EMBD, N_VOCAB), "output_norm.weight": (N_EMBD,)}
+    for layer in range(N_LAYER):
+        shapes.update(_mamba_block(layer))
+    return with_data(_mamba_keys("mamba", counts), random_tensors(shapes, 1, 1.0))
+
+
+def tiny_jamba() -> bytes:
+    """A hybrid with random weights: one layer carries a state, the next one has attention."""
+    counts = {
+        "feed_forward_length": N_FF,
+        "attention.head_count": N_HEAD,
+        "attention.head_count_kv": [0, N_HEAD_KV],
+    }
+    shapes = {**tiny_shapes(), **_mamba_block(0)}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        del shapes[f"blk.0.{name}.weight"]
+    for name, size in (("dt", N_DT), ("b", N_STATE), ("c", N_STATE)):
+        shapes[f"blk.0.ssm_{name}_norm.weight"] = (size,)
+    return with_data(_mamba_keys("jamba", counts), random_tensors(shapes, 1, 1.0))
+
+
+def _mamba_keys(architecture: str, counts: dict) -> list[bytes]:
+    counts = {
+        "context_length": N_CTX,
+        "embedding_length": N_EMBD,
+        "block_count": N_LAYER,
+        "ssm.conv_kernel": N_CONV,
+        "ssm.inner_size": N_INNER,
+        "ssm.state_size": N_STATE,
+        "ssm.time_step_rank": N_DT,
+        **counts,
+    }
+    keys: Keys = {
+        "general.architecture": (STRING, architecture),
+        f"{architecture}.attention.layer_norm_rms_epsilon": (F32, 1e-5),
+        **{f"{architecture}.{name}": (U32, count) for name, count in counts.items()},
+        **vocabulary(),
+    }
+    return encoded(keys)
+
+
+def _mamba_block(layer: int) -> dict[str, tuple[int, ...]]:
+    block = {
+        "attn_norm.weight": (N_EMBD,),
+        "ssm_in.weight": (N_EMBD, 2 * N_INNER),
+        "ssm_conv1d.weight": (N_CONV, N_INNER),
+        "ssm_conv1d.bias": (N_INNER,),
+        "ssm_x.weight": (N_INNER, N_DT + 2 * N_STATE),
+        "ssm_dt.weight": (N_DT, N_INNER),
+        "ssm_dt.bias": (N_INNER,),
+        "ssm_a": (N_STATE, N_INNER),
+        "ssm_d": (N_INNER,),
+        "ssm_out.weight": (N_INNER, N_EMBD),
+    }
+    return {f"blk.{layer}.{name}": shape for name, shape in block.items()}
 
 
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -282,6 +282,48 @@ def test_a_memory_that_cannot_be_cut_takes_only_whole_saved_states():
     assert say(bench, "whole", [*held, 77]) == len(held)
 
 
+def test_a_longer_state_that_cannot_be_cut_replaces_none():
+    store = PrefixStore(1 << 20)
+    bench = bench_with(store, can_cut=False)
+    prompt = [*range(60)]
+    for n in (60, 100, 140):
+        prompt = [*prompt, *range(len(prompt), n)]
+        say(bench, f"of {n}", prompt)
+    for n in (99, 59):  # each is found, though the longest begins with both
+        assert say(bench, f"first {n}", [*prompt[:n], 250]) == n
+    kept = [tuple(saved.tokens) for saved in store]
+    assert {tuple(prompt[: n - 1]) for n in (60, 100, 140)} <= set(kept)
+    assert len(kept) == len(set(kept))
+
+
+def test_no_longer_state_stands_for_one_that_cannot_be_cut_out_of_it():
+    store = PrefixStore(1 << 20)
+    bench = bench_with(store, can_cut=False)
+    cache, slots = bench.engine._scheduler.cache, bench.engine._scheduler.slots
+    say(bench, "short", CHATS["chat0"])
+    (slot,) = [each for each in slots.all if each.tokens]
+    short = list(slot.tokens)
+    cache._tree.insert([*short, 1], store.put([*short, 1], b"x"))
+    assert not cache._is_elsewhere(slot)
+    cache._save(slot)
+    assert cache._is_elsewhere(slot)
+    assert sorted(len(saved.tokens) for saved in store) == [59, len(short), len(short) + 1]
+
+
+def test_nothing_is_asked_of_a_slot_whose_copy_is_still_to_be_made():
+    bench = bench_with(PrefixStore(1 << 20), unified=False, can_cut=False)
+    scheduler = bench.engine._scheduler
+    bench.submit("a", [7] * 200, max_tokens=1)
+    bench.step()
+    (sequence,) = scheduler.running
+    sequence.halts.add(len(sequence.slot.tokens))
+    (idle,) = scheduler.slots.idle()
+    scheduler.cache.move(sequence, idle)
+    bench.context.state_seq_size = bench.context.state_seq_get = None
+    scheduler.cache.keep(sequence)
+    assert len(sequence.slot.tokens) not in sequence.halts
+
+
 def test_a_state_that_libllama_refuses_is_computed_again():
     bench = bench_with(PrefixStore(1 << 20))
     for name, prompt in CHATS.items():

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_files as files
 import pytest
 
 from libloader.core import (
+    DryRunEvent,
     EmbeddingEvent,
     EngineSettings,
     Prompt,
@@ -53,15 +55,27 @@ def model_path(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session", params=["mamba", "jamba"])
+def uncut_path(tmp_path_factory, request, native_library):
+    """A model whose whole memory is a state, and one of which a part is."""
+    if request.param == "jamba" and not native_library.has("hybrid"):
+        pytest.skip("this libllama may not know hybrid models")
+    raw = files.tiny_mamba() if request.param == "mamba" else files.tiny_jamba()
+    return files.write(tmp_path_factory.mktemp("uncut") / f"{request.param}.gguf", raw)
+
+
 @pytest.fixture
 def open_engine(model_path):
     with contextlib.ExitStack() as stack:
 
         def make(**settings):
             settings = {"n_ctx": 256, "n_parallel": 4, "n_threads": 1, **settings}
-            engine = build_engine(
-                EngineSettings(model=model_path, lib=os.environ.get("IGLLAMA_LIB", ""), **settings)
-            )
+            settings = {
+                "model": model_path,
+                "lib": os.environ.get("IGLLAMA_LIB", ""),
+                **settings,
+            }
+            engine = build_engine(EngineSettings(**settings))
             run = Run(engine)
             stack.callback(run.close)
             return run
@@ -112,8 +126,8 @@ class Run:
         return event
 
 
-def alone(open_engine, texts=TEXTS, **fields):
-    run = open_engine()
+def alone(open_engine, texts=TEXTS, model=None, **fields):
+    run = open_engine(**({"model": model} if model else {}))
     for text in texts:
         run.submit(text, text, cache_prompt=False, **fields)
         run.finish()
@@ -304,3 +318,61 @@ def test_a_hostile_prompt_is_refused_and_the_next_one_served(open_engine):
     failures = [run.end(name).error["name"] for name in ("ids", "long", "many")]
     assert failures == ["FieldInvalid", "PromptTooLong", "PromptTooLong"]
     assert run.end("good").usage.n_completion > 0
+
+
+# Models whose memory is one state that cannot be cut: copied whole, in time, or not at all
+
+LONG = [5 + i * 7 % 50 for i in range(150)]
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_choices_of_a_recurrent_or_hybrid_model_share_the_prefill(
+    open_engine, uncut_path, kv_unified
+):
+    run = open_engine(model=uncut_path, kv_unified=kv_unified)
+    run.submit("one", LONG, cache_prompt=False)
+    run.finish()
+    run.submit("four", LONG, n=4)
+    run.finish()
+    assert all(run.tokens("four", index) == run.tokens("one") for index in range(4))
+    assert run.end("four").timings["prompt_n"] <= 150 + 3
+
+
+def test_a_recurrent_or_hybrid_model_finds_a_prompt_that_comes_again_and_says_so_before(
+    open_engine, uncut_path, tmp_path
+):
+    settings = {"model": uncut_path, "cache_dir": str(tmp_path), "n_parallel": 2}
+    run = open_engine(**settings)
+    for name in ("cold", "other", "warm"):
+        prompt = LONG[::-1] if name == "other" else LONG
+        run.submit(f"{name} dry", prompt, kind="dry_run")
+        run.submit(name, prompt)
+        run.finish()
+        ((_, promised),) = next(
+            e.cached for e in run.events if isinstance(e, DryRunEvent) and name in e.request_id
+        )
+        assert promised == run.end(name).usage.n_cached == (149 if name == "warm" else 0)
+    run.close()
+    again = open_engine(**settings)
+    again.submit("disk", LONG)
+    again.finish()
+    assert again.end("disk").usage.n_cached == 149
+    assert run.tokens("cold") == run.tokens("warm") == again.tokens("disk")
+
+
+def test_a_recurrent_or_hybrid_model_is_not_shifted(open_engine, uncut_path):
+    with pytest.raises(ModelLoadFailed, match="--context-shift"):
+        open_engine(model=uncut_path, context_shift=True)
+
+
+def test_a_recurrent_or_hybrid_model_says_to_many_at_once_what_it_says_to_each(
+    open_engine, uncut_path
+):
+    expected = alone(open_engine, model=uncut_path)
+    run = open_engine(model=uncut_path)
+    for text in TEXTS:
+        run.submit(text, text)
+        run.step()
+    run.finish()
+    assert {text: run.tokens(text) for text in TEXTS} == expected
+    assert all(expected.values())

@@ -41,6 +41,7 @@ class Load:
             can_cut=chance.random() < 0.9,
             n_swa=chance.choice([0, 0, 10, 40]),
         )
+        context.pass_cells = chance.choice([5, 50, 1 << 30])
         n_ctx = min(128, context.n_ctx_seq)
         self.shifts = context.can_cut and chance.random() < 0.4
         self.bench = Bench(

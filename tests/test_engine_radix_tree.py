@@ -61,6 +61,18 @@ def test_the_longest_prefix_names_all_who_hold_it():
     assert longest(tree, [7]) == (0, set())
 
 
+def test_the_path_tells_who_holds_more_and_whose_tokens_end():
+    tree = PrefixTree()
+    tree.insert([1, 2, 3, 4], "a")
+    tree.insert([1, 2], "b")
+    tree.insert([1, 2, 3, 5], "c")
+    path = [(n, set(holders), set(ends)) for n, holders, ends in tree.path([1, 2, 3, 4, 6])]
+    assert path == [(2, {"a", "b", "c"}, {"b"}), (3, {"a", "c"}, set()), (4, {"a"}, {"a"})]
+    assert [(n, set(ends)) for n, _, ends in tree.path([1])] == [(1, set())]
+    tree.remove("b")
+    assert not any("b" in ends for _, _, ends in tree.path([1, 2, 3]))
+
+
 def test_a_holder_that_is_inserted_again_holds_only_the_new_tokens():
     tree = PrefixTree()
     tree.insert([1, 2, 3], "a")

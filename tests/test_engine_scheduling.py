@@ -7,11 +7,13 @@ from fakes import Bench, FakeContext, expected_tokens, never_ending
 
 from libloader.core import (
     ChoiceDone,
+    DryRunEvent,
     ProgressEvent,
     RequestDone,
     RequestFailed,
     TokenEvent,
 )
+from libloader.engine.prefix_store import PrefixStore
 
 
 def endless(context=None, **settings):
@@ -324,9 +326,10 @@ def test_cells_of_a_shared_prefix_are_counted_once():
     assert bench.engine.n_cells_used < 150
 
 
+@pytest.mark.parametrize("can_cut", [True, False])
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_prefix_that_arrives_many_times_at_once_is_computed_once(unified):
-    bench = endless(FakeContext(8192, 8, unified=unified), n_parallel=8)
+def test_a_prefix_that_arrives_many_times_at_once_is_computed_once(unified, can_cut):
+    bench = endless(FakeContext(8192, 8, unified=unified, can_cut=can_cut), n_parallel=8)
     prefix = [3] * 300
     for number in range(8):
         bench.submit(f"r{number}", [*prefix, 100 + number, 5], max_tokens=3)
@@ -384,6 +387,95 @@ def test_a_memory_that_cannot_be_cut_reuses_only_whole_pasts():
     bench.run()
     assert done(bench, "whole").usage.n_cached == len(past)
     assert tokens_of(bench, "whole") == expected_tokens([*past, 6], 2, never_ending)
+
+
+def test_what_a_memory_can_do_is_known_before_anything_was_tried():
+    assert Bench(FakeContext(can_cut=True)).engine._scheduler.slots.can_cut
+    assert not Bench(FakeContext(can_cut=False)).engine._scheduler.slots.can_cut
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_choices_share_the_prefill_where_memory_can_only_be_copied_whole(unified):
+    bench = endless(FakeContext(4096, 4, unified=unified, can_cut=False))
+    bench.submit("a", [7] * 300, n=4, max_tokens=5)
+    bench.run()
+    assert done(bench, "a").timings["prompt_n"] == 300 + 3
+    for index in range(4):
+        assert tokens_of(bench, "a", index) == expected_tokens([7] * 300, 5, never_ending)
+
+
+def test_prompts_that_part_at_several_places_each_wait_for_their_part():
+    bench = endless(FakeContext(4096, 8, can_cut=False), n_parallel=8)
+    prompts = {f"r{n}": [3] * n + [100 + n] * 40 for n in (50, 90, 120, 200)}
+    for name, prompt in {"r0": [3] * 250, **prompts}.items():
+        bench.submit(name, prompt, max_tokens=3)
+    bench.run()
+    assert bench.context.n_decoded <= 250 + 4 * 40 + 5 * 3
+    for name, prompt in prompts.items():
+        assert tokens_of(bench, name) == expected_tokens(prompt, 3, never_ending)
+
+
+def test_nobody_waits_for_a_memory_that_has_gone_past_what_it_could_give():
+    bench = endless(FakeContext(4096, 4, can_cut=False))
+    bench.submit("long", [3] * 1000, max_tokens=1)
+    bench.step(5)
+    bench.submit("brief", [3] * 20 + [5] * 20, max_tokens=1)
+    bench.run()
+    ended = [event.request_id for event in bench.events if isinstance(event, RequestDone)]
+    assert ended == ["brief", "long"] and done(bench, "brief").usage.n_cached == 0
+
+
+def uncut(n_ubatch=16):
+    """Requests that are told beforehand what they will find, in a memory that cannot be cut."""
+    context = FakeContext(4096, 4, can_cut=False, n_ubatch=n_ubatch)
+    bench = endless(context, store=PrefixStore(1 << 20))
+
+    def ask(name, prompt):
+        bench.submit(f"{name} dry", prompt, kind="dry_run")
+        bench.submit(name, prompt, max_tokens=3)
+        bench.run()
+        (dry,) = bench.of(f"{name} dry", DryRunEvent)
+        assert dry.cached[0][1] == done(bench, name).usage.n_cached
+        assert tokens_of(bench, name) == expected_tokens(prompt, 3, never_ending)
+        return done(bench, name).usage.n_cached
+
+    return ask, bench
+
+
+def test_a_prompt_that_comes_again_is_known_but_for_its_last_token():
+    ask, bench = uncut()
+    prompt = list(range(100))
+    assert [ask(name, prompt) for name in "abc"] == [0, 99, 99]
+    assert bench.context.n_decoded == 100 + 2 + (1 + 2) * 2
+    told = tokens_of(bench, "a")
+    assert ask("goes on", [*prompt, *told[:-1], 7, 8]) == 102
+    assert ask("goes on otherwise", [*prompt, 7, 8]) == 99
+
+
+def test_where_two_prompts_parted_a_third_one_begins():
+    ask, _ = uncut()
+    common = list(range(60))
+    assert ask("first", [*common, *[200] * 40]) == 0
+    assert ask("second", [*common, *[201] * 40]) == 0
+    assert ask("third", [*common, *[202] * 40]) == 60
+
+
+def test_a_brief_prompt_and_one_that_is_not_to_be_kept_are_read_in_one_go():
+    _, bench = uncut(n_ubatch=64)
+    bench.submit("brief", [3] * 16, max_tokens=1)
+    bench.run()
+    bench.submit("private", [4] * 16, max_tokens=1, cache_prompt=False)
+    bench.run()
+    assert len(bench.context.batches) == 2
+
+
+def test_a_state_that_the_store_cannot_hold_is_not_copied():
+    bench = endless(FakeContext(4096, 4, can_cut=False), store=PrefixStore(100))
+    bench.context.state_seq_size = lambda seq_id: 101
+    bench.context.state_seq_get = None
+    bench.submit("a", [3] * 100, max_tokens=1)
+    bench.run()
+    assert done(bench, "a")
 
 
 def test_an_overbooked_cache_lets_the_newest_wait_and_nobody_fails():

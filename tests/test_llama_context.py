@@ -65,21 +65,21 @@ def test_sizes_are_what_libllama_made_of_the_wishes(either):
 
 
 @pytest.mark.parametrize(
-    ("n_params", "settings", "unified"),
+    ("n_params", "cache_bytes", "settings", "unified"),
     [
-        (15_000_000, {}, True),
-        (15_000_000, {"n_ctx": 1 << 16}, False),
-        (600_000_000, {}, False),
-        (600_000_000, {"n_parallel": 1}, True),
-        (600_000_000, {"n_gpu_layers": -1}, True),
-        (600_000_000, {"kv_unified": True}, True),
-        (15_000_000, {"kv_unified": False}, False),
+        (15_000_000, 50 << 20, {}, True),
+        (15_000_000, 500 << 20, {}, False),
+        (600_000_000, 50 << 20, {}, False),
+        (600_000_000, 50 << 20, {"n_parallel": 1}, True),
+        (600_000_000, 50 << 20, {"n_gpu_layers": -1}, True),
+        (600_000_000, 50 << 20, {"kv_unified": True}, True),
+        (15_000_000, 50 << 20, {"kv_unified": False}, False),
     ],
 )
-def test_sequences_share_a_cache_where_that_is_faster(n_params, settings, unified):
-    model = SimpleNamespace(n_params=n_params)
+def test_sequences_share_a_cache_where_that_is_faster(n_params, cache_bytes, settings, unified):
+    model = SimpleNamespace(n_params=n_params, size_bytes=2 * n_params)
     wished = replace(SETTINGS, **{"n_parallel": 4, "kv_unified": None, **settings})
-    assert context_module.prefers_unified(model, wished) is unified
+    assert context_module.prefers_unified(model, wished, cache_bytes) is unified
 
 
 def test_batches_hold_at_least_one_row_per_slot(open_context):
@@ -89,6 +89,17 @@ def test_batches_hold_at_least_one_row_per_slot(open_context):
 def test_the_kv_cache_is_as_large_as_its_numbers(context):
     per_token = 2 * 2 * files.N_LAYER * files.N_EMBD // files.N_HEAD * files.N_HEAD_KV
     assert context.kv_bytes == context.n_ctx * per_token
+
+
+def test_where_the_memory_is_a_state_its_size_counts_and_not_the_tokens(native_library, tmp_path):
+    path = files.write(tmp_path / "mamba.gguf", files.tiny_mamba())
+    with Model.load(native_library, path, SETTINGS) as model, Context(model, SETTINGS) as context:
+        per_slot = context.kv_bytes // SETTINGS.n_parallel
+        for tokens in (PROMPT, PROMPT * 9):
+            context.clear()
+            assert decode(context, tokens) == 0
+            assert per_slot <= context.state_seq_size(0) < per_slot + 500  # what describes it
+        assert not context.can_cut and not context.seq_rm(0, 3, -1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gguf_files as files
 import pytest
 
@@ -55,6 +57,29 @@ def test_the_template_for_tools_is_read_where_the_file_has_one(load):
 def test_kv_elements_count_the_heads_that_keys_and_values_have(tiny_model):
     per_layer = files.N_EMBD // files.N_HEAD * files.N_HEAD_KV
     assert tiny_model.kv_elements_per_token() == (per_layer * files.N_LAYER,) * 2
+
+
+def test_a_model_without_attention_loads_and_has_no_keys_and_values(load):
+    model = load(files.tiny_mamba())
+    assert model.architecture == "mamba" and model.generates
+    assert model.kv_elements_per_token() == (0, 0)
+
+
+@pytest.mark.parametrize("can_tell", [True, False])
+@pytest.mark.parametrize(
+    ("make", "has_state"),
+    [(files.tiny_mamba, True), (files.tiny_jamba, True), (files.tiny_llama, False)],
+)
+def test_a_memory_that_cannot_be_cut_is_known(
+    load, native_library, monkeypatch, make, has_state, can_tell
+):
+    """By libllama's word, or by the file where the build has none."""
+    if make is files.tiny_jamba and not native_library.has("hybrid"):
+        pytest.skip("this libllama may not know hybrid models")
+    model = load(make())
+    if not can_tell:
+        monkeypatch.setattr(model, "lib", SimpleNamespace(has=lambda capability: False))
+    assert model.has_state == has_state
 
 
 @pytest.mark.parametrize(("mmap", "mlock"), [(True, False), (False, False), (True, True)])

@@ -79,7 +79,7 @@ def test_arrays_beside_the_tokens_must_be_as_long_and_of_their_type(check, key, 
     [
         ("block_count", U32, 0),
         ("block_count", U32, 513),
-        ("attention.head_count", U32, 0),
+        ("attention.head_count", U32, 65537),
         ("attention.layer_norm_rms_epsilon", F32, -1.0),
         ("attention.layer_norm_epsilon", F32, math.nan),
         ("pooling_type", U32, 5),
@@ -88,6 +88,18 @@ def test_arrays_beside_the_tokens_must_be_as_long_and_of_their_type(check, key, 
 def test_numbers_that_nobody_could_compute_with_are_refused(check, key, kind, value):
     with pytest.raises(ModelFileInvalid, match=f"llama.{key} is "):
         check(ARCHITECTURE, TOKENS, files.key(f"llama.{key}", kind, value))
+
+
+def test_attention_without_heads_is_refused(tmp_path):
+    keys = {**files.tiny_keys(), "llama.attention.head_count": (U32, 0)}
+    raw = files.with_data(files.encoded(keys), files.random_tensors(files.tiny_shapes(), 1, 1.0))
+    with pytest.raises(ModelFileInvalid, match=r"head_count is 0, but there is blk\.0\.attn_q"):
+        preflight.check(gguf.read(files.write(tmp_path / "model.gguf", raw)))
+
+
+@pytest.mark.parametrize("make", [files.tiny_mamba, files.tiny_jamba])
+def test_models_without_attention_in_any_or_some_of_their_layers_pass(tmp_path, make):
+    preflight.check(gguf.read(files.write(tmp_path / "model.gguf", make())))
 
 
 @pytest.mark.parametrize(("n_experts", "n_used"), [(0, 1), (8, 0), (8, 9)])

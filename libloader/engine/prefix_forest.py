@@ -6,6 +6,7 @@ Lives here: the choice of the tree. Not here: the tree (radix_tree.py), what hol
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Union
 
 from libloader.core import Adapters
@@ -30,6 +31,13 @@ class PrefixForest:
         """Return what PrefixTree.longest does, of those computed with `adapters`."""
         tree = self._trees.get(adapters)
         return tree.longest(tokens) if tree is not None else (0, {})
+
+    def path(
+        self, tokens: list[int], adapters: Adapters
+    ) -> Iterator[tuple[int, dict[Holder, None], dict[Holder, None]]]:
+        """Yield what PrefixTree.path does, of those computed with `adapters`."""
+        tree = self._trees.get(adapters)
+        return tree.path(tokens) if tree is not None else iter(())
 
     def beginnings(self, tokens: list[int], adapters: Adapters) -> list[Holder]:
         """Return what PrefixTree.beginnings does, of those computed with `adapters`."""

@@ -99,6 +99,11 @@ class PrefixStore:
         return self._ram_bytes > 0 or self.outlives_us
 
     @property
+    def most_bytes(self) -> int:
+        """The size of the largest state that can be kept."""
+        return max(self._ram_bytes, self._disk_bytes if self.outlives_us else 0)
+
+    @property
     def outlives_us(self) -> bool:
         """True where states are found again after a restart."""
         return self._folder is not None and self._folder.is_writable

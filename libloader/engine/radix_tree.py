@@ -14,7 +14,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 H = TypeVar("H", bound=Hashable)
@@ -65,28 +65,28 @@ class PrefixTree(Generic[H]):
 
         Not a copy: to be read, before the next change.
         """
+        n, holders = 0, self._root.holders
+        for step in self.path(tokens):
+            n, holders, _ = step
+        return n, holders
+
+    def path(self, tokens: list[int]) -> Iterator[tuple[int, dict[H, None], dict[H, None]]]:
+        """Yield, ever longer: n, all who hold the first `n` tokens, and those who hold no more."""
         node, done = self._root, 0
         while done < len(tokens):
             child = node.children.get(tokens[done])
             if child is None:
-                break
+                return
             matched = _matched(child.edge, tokens, done)
             node, done = child, done + matched
-            if matched < len(child.edge):
-                break
-        return done, node.holders
+            is_whole = matched == len(child.edge)
+            yield done, child.holders, child.ends if is_whole else {}
+            if not is_whole:
+                return
 
     def beginnings(self, tokens: list[int]) -> list[H]:
         """Return all whose tokens are a beginning of `tokens`, or the same, shortest first."""
-        node, done = self._root, 0
-        found: list[H] = []
-        while done < len(tokens):
-            child = node.children.get(tokens[done])
-            if child is None or _matched(child.edge, tokens, done) < len(child.edge):
-                break
-            node, done = child, done + len(child.edge)
-            found += node.ends
-        return found
+        return [holder for _, _, ends in self.path(tokens) for holder in ends]
 
     def insert(self, tokens: list[int], holder: H) -> None:
         """Make `holder` the holder of `tokens`, and of nothing else."""

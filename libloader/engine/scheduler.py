@@ -101,6 +101,9 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Plan a round and return its first batch: streams, then prompt chunks, oldest first."""
+        if not self.slots.can_cut:
+            for sequence in self.running:
+                self.cache.keep(sequence)
         self._close_gap()
         ready = [each for each in self.running if not self._waits(each)]
         if not ready:  # then nobody decodes, which some may be waiting for
@@ -236,7 +239,7 @@ class Scheduler:
                 sequence.n_unread = sequence.n_pending
         limits = n_decoding, self._context.n_ubatch
         n_rows, n_brief = self.pace.chunk(*limits), self.pace.brief(*limits)
-        pending = [sequence.n_pending for sequence in prefilling]
+        pending = [sequence.n_to_halt for sequence in prefilling]
         briefs = [sequence.n_unread <= n_brief for sequence in prefilling]
         dealt = deal(pending, briefs, n_rows, n_brief)
         return [(sequence, n) for sequence, n in zip(prefilling, dealt) if n]

@@ -37,7 +37,7 @@ class Sequence:
     __slots__ = (
         "live", "index", "tokens", "n_prompt", "n_limit", "slot", "chain", "detokenizer",
         "reason", "leader", "loading", "n_shared", "number", "is_counted",
-        "guesser", "draft", "told_s", "prompt", "shifts", "n_shifts", "n_unread",
+        "guesser", "draft", "told_s", "prompt", "shifts", "n_shifts", "n_unread", "halts",
         "_n_ctx", "_n_keep", "_n_wanted", "_n_forgotten",
     )  # fmt: skip
 
@@ -66,6 +66,8 @@ class Sequence:
         self.loading: Loading | None = None  # the saved state that this one waits for
         self.n_shared = 0  # tokens to be had from `leader`
         self.n_unread = -1  # tokens to compute when it begins in its slot; -1: it has not begun
+        # Lengths at which its prefill pauses for a copy: of a memory that can only be copied whole.
+        self.halts: set[int] = set()
         self.number = 0  # order of arrival, over all requests
         self.guesser: Guesser | None = None  # of the next tokens, if that is wanted
         self.draft: list[int] = []  # what is guessed to follow `tokens`, in the batch of this step
@@ -81,6 +83,12 @@ class Sequence:
     def n_pending(self) -> int:
         """Tokens that are not in the KV cache yet."""
         return len(self.tokens) - (len(self.slot.tokens) if self.slot else 0)
+
+    @property
+    def n_to_halt(self) -> int:
+        """Pending tokens up to the next halt."""
+        n = len(self.slot.tokens) if self.slot else 0
+        return min((halt for halt in self.halts if halt > n), default=len(self.tokens)) - n
 
     @property
     def n_completion(self) -> int:

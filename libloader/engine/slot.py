@@ -65,7 +65,7 @@ class Slots:
         self._context = context
         self.unified = context.kv_unified
         self.all = [Slot(seq_id) for seq_id in range(context.n_seq_max)]
-        self.can_cut = True  # until libllama refuses: recurrent and hybrid models cannot
+        self.can_cut = context.can_cut  # and only until libllama refuses
         self._sources: set[int] = set()  # seq_ids of copies that the next decode makes
         self._targets: set[int] = set()
         self._origins = 0
@@ -193,6 +193,10 @@ class Slots:
         """Return a copy of what `slot` holds, for `restore`."""
         assert self.can_save(slot), "what the slot holds is still to be copied"
         return self._context.state_seq_get(slot.seq_id)
+
+    def state_bytes(self, slot: Slot) -> int:
+        """Return how large `state` would be."""
+        return self._context.state_seq_size(slot.seq_id)
 
     def restore(self, slot: Slot, tokens: list[int], state: bytes) -> bool:
         """Fill an empty slot with a saved state; False, and an empty slot, if libllama refuses."""

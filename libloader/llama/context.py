@@ -38,6 +38,7 @@ POOLING_NAMES = {number: name for name, number in POOLING.items()}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 WHOLE_TYPES = ("f32", "f16", "bf16")  # cache types that are not quantised
 
+STATE_BYTES = 4  # of a number in a recurrent state, which is F32 whatever the cache's types are
 KV_PADDING = 256  # newer builds round a sequence's cells up to this
 N_CTX_UNKNOWN = 4096  # per slot, where neither file nor machine says anything
 SCORE_BYTES = 8  # of one head between two tokens, before and after the softmax
@@ -107,8 +108,9 @@ class Context(Handle):
 
     @property
     def kv_bytes(self) -> int:
-        """Size of the KV cache: an upper bound, as `Model.kv_elements_per_token` is."""
-        return self.n_ctx * kv_bytes_per_token(self.model, self.settings)
+        """Size of the KV cache and of all states: an upper bound, as what the Model says is."""
+        n_states = self.n_seq_max * self.model.state_elements()
+        return self.n_ctx * kv_bytes_per_token(self.model, self.settings) + n_states * STATE_BYTES
 
     @property
     def pass_cells(self) -> int:
@@ -174,9 +176,18 @@ class Context(Handle):
             self._begun.add(dst)
 
     @property
+    def can_cut(self) -> bool:
+        """False where `seq_rm` only takes whole sequences: this is known before it is tried."""
+        return not self.model.has_state
+
+    @property
     def can_shift(self) -> bool:
-        """True where `seq_add` works: not every memory can give a token another position."""
-        return self._lib.has("can_shift") and bool(self._lib.llama_memory_can_shift(self.pointer))
+        """True where `seq_add` works: not every memory can give a token another position.
+
+        libllama says so of recurrent ones too, but it takes no tokens out of their middle.
+        """
+        can_move = self._lib.has("can_shift") and self._lib.llama_memory_can_shift(self.pointer)
+        return self.can_cut and bool(can_move)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Move the positions [p0, p1) by `delta`; libllama turns the keys with the next decode."""
@@ -266,10 +277,14 @@ class Context(Handle):
 
     # Saved states
 
+    def state_seq_size(self, seq_id: int) -> int:
+        """Return how many bytes `state_seq_get` gives."""
+        require_in_range("seq_id", seq_id, self.n_seq_max)
+        return int(self._lib.llama_state_seq_get_size(self.pointer, seq_id))
+
     def state_seq_get(self, seq_id: int) -> bytes:
         """Return the KV cache of one sequence; only the same build and model can take it back."""
-        require_in_range("seq_id", seq_id, self.n_seq_max)
-        n_bytes = self._lib.llama_state_seq_get_size(self.pointer, seq_id)
+        n_bytes = self.state_seq_size(seq_id)
         state = _blank_bytes(n_bytes)
         n_written = self._lib.llama_state_seq_get_data(
             self.pointer, _address(state), n_bytes, seq_id
@@ -315,17 +330,16 @@ def kv_bytes_per_token(model: Model, settings: EngineSettings) -> int:
     return sum(ggml_types.size_bytes(_cache_type(name), n) or 0 for n, name in pairs)
 
 
-def prefers_unified(model: Model, settings: EngineSettings, n_cells: int) -> bool:
+def prefers_unified(model: Model, settings: EngineSettings, cache_bytes: int) -> bool:
     """Return what the user wants of the KV cache, else what is faster; see engine/scheduler.py.
 
     On a GPU flash attention skips the cells of other sequences, and passes are cheap. They are
-    cheap on a small model too, but not beside a cache of `n_cells` that is larger than that.
+    cheap on a small model too, but not beside a cache that is larger than that.
     """
     if settings.kv_unified is not None:
         return settings.kv_unified
     if settings.n_parallel == 1 or settings.n_gpu_layers != 0:
         return True
-    cache_bytes = n_cells * kv_bytes_per_token(model, settings)
     return model.n_params < SMALL_MODEL and cache_bytes <= SMALL_CACHE * model.size_bytes
 
 
@@ -379,6 +393,7 @@ def _wishes(
     # n_seq_max > n_batch aborts from b9460
     n_batch = max(1, n_seq_max, min(settings.n_batch, n_ctx_seq * n_seq_max))
     n_threads = settings.n_threads or machine.default_threads()
+    cache_bytes = n_ctx_seq * n_seq_max * kv_bytes_per_token(model, settings)
     wishes: dict[str, Any] = {
         "n_ctx": n_ctx_seq * n_seq_max,
         "n_batch": n_batch,
@@ -389,7 +404,7 @@ def _wishes(
         "type_k": _cache_type(settings.cache_type_k),
         "type_v": _cache_type(settings.cache_type_v),
         "flash_attn_type": _flash_attn(settings),
-        "kv_unified": prefers_unified(model, settings, n_ctx_seq * n_seq_max),
+        "kv_unified": prefers_unified(model, settings, cache_bytes),
         "embeddings": embeddings,
         "no_perf": True,
     }

@@ -20,6 +20,8 @@ from libloader.llama.vocab import Vocab
 
 DESCRIPTION_BYTES = 256
 CLASSIFIER = ("cls.weight", "cls.output.weight")
+# Keys of architectures that carry a state through the text: Mamba's kind, RWKV's, LFM2's.
+STATE_KEYS = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
 
 
 class Model(Handle):
@@ -118,6 +120,15 @@ class Model(Handle):
         """llama_pooling_type that the file asks for; -1 if it does not say."""
         return self.file.integer(f"{self.architecture}.pooling_type", -1)
 
+    @property
+    def has_state(self) -> bool:
+        """Whether a past, or a part of it, is one state: it can be copied whole, but never cut."""
+        if self.lib.has("recurrent") and self.lib.llama_model_is_recurrent(self.pointer):
+            return True
+        if self.lib.has("hybrid"):
+            return bool(self.lib.llama_model_is_hybrid(self.pointer))
+        return any(f"{self.architecture}.{key}" in self.file.metadata for key in STATE_KEYS)
+
     def kv_elements_per_token(self) -> tuple[int, int]:
         """Return how many numbers one token takes in the K and in the V cache, over all layers.
 
@@ -134,6 +145,19 @@ class Model(Handle):
         )
         key, value = (int(sum(n_kv_heads)) * length for length in lengths)
         return key, value
+
+    def state_elements(self) -> int:
+        """Return how many numbers the state of one sequence takes, over all layers.
+
+        An upper bound, for hybrid models: not all of their layers have a state.
+        """
+        of = self.file.of_architecture
+        n_embd, n_inner, n_state = map(of, ("embedding_length", "ssm.inner_size", "ssm.state_size"))
+        n_convolved = max(0, of("ssm.conv_kernel") - 1)
+        n_mamba = n_convolved * (n_inner + 2 * of("ssm.group_count") * n_state) + n_inner * n_state
+        n_rwkv = (2 + of("wkv.head_size")) * n_embd if of("wkv.head_size") else 0
+        n_short = max(0, of("shortconv.l_cache") - 1) * n_embd
+        return of("block_count") * (n_mamba + n_rwkv + n_short)
 
 
 class _Progress:

@@ -39,6 +39,7 @@ BYTE_TOKENS = [b"<0x%02X>" % byte for byte in range(256)]
 F32 = 0
 NOT_FOR_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 WEIGHTS = re.compile(r"(^|\.)(token_embd|output|attn_\w+|ffn_(gate|up|down)\w*)\.weight$")
+ATTENTION = re.compile(r"^blk\.\d+\.attn_(q|k|v|qkv)\.weight$")
 EXPERTS_LIMIT = 1024  # LLAMA_MAX_EXPERTS is smaller, how small depends on the build
 
 
@@ -54,7 +55,7 @@ RANGES = (
     Range("context_length", 1, 1 << 31),
     Range("embedding_length", 1, 1 << 20),
     Range("block_count", 1, 512),  # LLAMA_MAX_LAYERS
-    Range("attention.head_count", 1, 1 << 16),
+    Range("attention.head_count", 0, 1 << 16),
     Range("attention.layer_norm_epsilon", 0, 1),  # ggml_norm
     Range("attention.layer_norm_rms_epsilon", 0, 1),
     Range("attention.group_norm_epsilon", 0, 1),
@@ -72,6 +73,7 @@ def check(model: GGUFFile) -> None:
     for row in RANGES:
         _check_range(model, row)
     _check_experts(model)
+    _check_heads(model)
     _check_rope(model)
     for tensor in model.all_tensors:
         _check_tensor(model, tensor)
@@ -96,6 +98,16 @@ def _check_experts(model: GGUFFile) -> None:
     n_experts, n_used = (model.of_architecture(f"expert_{key}") for key in ("count", "used_count"))
     if not min(1, n_experts) <= n_used <= n_experts:
         _fail(model, f"it uses {n_used} of {n_experts} experts per token")
+
+
+def _check_heads(model: GGUFFile) -> None:
+    """No heads is what Mamba's and RWKV's converters write; where there is attention it divides."""
+    key = f"{model.architecture}.attention.head_count"
+    if model.metadata.get(key) != 0:
+        return
+    tensor = next((each.name for each in model.all_tensors if ATTENTION.search(each.name)), "")
+    if tensor:
+        _fail(model, f"{key} is 0, but there is {tensor}")
 
 
 def _check_rope(model: GGUFFile) -> None:
