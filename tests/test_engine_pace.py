@@ -75,12 +75,12 @@ def test_few_streams_may_be_held_up_longer_than_many(n_streams, rows):
     assert rows * 0.0005 <= max(STALL, TOGETHER / n_streams) * 0.010
 
 
-def test_a_brief_prompt_may_take_a_quarter_of_a_second():
-    assert taught(0.010, lambda size: 0.0025).brief(4, 512) == 96
+def test_a_brief_prompt_may_take_half_a_second():
+    assert taught(0.010, lambda size: 0.0025).brief(4, 512) == 192
 
 
 def test_on_a_fast_machine_a_chunk_stays_large():
-    assert taught(0.010, lambda size: 0.00001).chunk(4, 512) == 384
+    assert taught(0.010, lambda size: 0.00001).chunk(4, 512) == 508
 
 
 def test_a_size_that_turns_out_slow_gives_way_to_a_larger_one():

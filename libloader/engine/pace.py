@@ -31,7 +31,7 @@ STALL = 1.5  # with a prompt a step shall take this much longer, as a multiple o
 STALL_MOST = 1.85  # where that leaves no size at all
 TOGETHER = 6.0  # steps that all streams together may lose to a chunk, where that is more
 ALONE_S = 0.5
-BRIEF_S = 0.25
+BRIEF_S = 0.5
 # Few, so that libllama meets few shapes and each is measured soon.
 SIZES = (2, 4, 6, *(size << power for power in range(13) for size in (8, 12)))
 BARGAIN = 2.0  # where any size takes too long: what more rows may cost, as a multiple of the least
@@ -94,7 +94,7 @@ class Pace:
             affordable = [size for size in sizes if cost_s[size] <= wish_s]
             if affordable:
                 break
-        return room if affordable == sizes and not n_streams else max(affordable)
+        return room if affordable == sizes else max(affordable)
 
     def _chunk_s(self, size: int) -> float:
         """Return what a chunk takes, by the rows of this size, else of the next larger one."""
