@@ -106,7 +106,7 @@ def test_a_step_may_take_somewhat_longer_before_no_size_is_left():
 
 def test_a_small_ubatch_is_filled():
     assert taught(0.010, lambda size: 0.0005).chunk(4, 12) == 8
-    assert taught(0.010, lambda size: 0.0005).chunk(9, 12) == 2
+    assert taught(0.010, lambda size: 0.0005).chunk(9, 12) == 3
     assert taught(0.010, lambda size: 0.0005).chunk(9, 10) == 1
 
 
