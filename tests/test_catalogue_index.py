@@ -222,7 +222,10 @@ HELD_BY = {
         "catalogue_inputs a_stop_string_that_is_a_split_character_leaves_nothing_of_it",
     ),
     "D17": ("http_chat control_tokens_that_a_user_types_stay_text",),
-    "D18": ("catalogue_inputs a_long_prompt_does_not_stop_the_streams",),
+    "D18": (
+        "catalogue_inputs a_long_prompt_does_not_stop_the_streams",
+        "engine_scheduling a_long_prompt_holds_no_stream_up_for_more_than_three_of_its_steps",
+    ),
     "D19": ("catalogue_inputs hanging_up_during_the_prefill_ends_it_there",),
     "E01": (
         "grammar_gbnf thousands_of_open_groups_are_refused",

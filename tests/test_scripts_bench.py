@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import socketserver
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from serving import POCKET, ROOT
@@ -92,6 +95,44 @@ def test_the_largest_gap_is_looked_for_in_the_window_only():
     assert arithmetic.largest_gap(times, 5.5, 8.2) == 2.0
     assert arithmetic.largest_gap(times, 7.0, 9.0) == 11.5  # it begins in the window
     assert arithmetic.largest_gap([], 0.0, 9.0) == 0.0
+
+
+def test_gaps_are_those_that_end_in_the_window():
+    assert arithmetic.gaps([0.0, 5.0, 6.0, 8.0, 8.5, 20.0], 5.0, 8.5) == [1.0, 2.0, 0.5]
+
+
+def test_a_quantile_is_a_value_that_was_seen():
+    values = [float(n) for n in range(100)]
+    assert arithmetic.quantile(values, 0.99) == 99.0 and arithmetic.quantile(values, 0.5) == 50.0
+    assert arithmetic.quantile([7.0], 0.99) == 7.0
+    assert math.isnan(arithmetic.quantile([], 0.5))
+
+
+class Dripping(socketserver.BaseRequestHandler):
+    """Sends bytes until its client hangs up; three of them to a path that says so."""
+
+    def handle(self):
+        n_bytes = 3 if b" /three " in self.request.recv(4096) else 10**6
+        try:
+            for _ in range(n_bytes):
+                self.request.sendall(b".")
+                time.sleep(0.005)
+        except OSError:
+            self.server.hung_up.append(1)
+
+
+def test_a_load_that_is_stopped_hangs_up_on_all_that_go_on():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        server.hung_up = []
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        target = client.Target("127.0.0.1", server.server_address[1])
+        load = client.Load(lambda call: load.stop())
+        for path in ("/", "/", "/three"):
+            load.add(client.Call(target, path, {}))
+        load.run()
+        assert all(call.ended_at and call.sock.fileno() == -1 for call in load.calls)
+        server.shutdown()
+    assert len(server.hung_up) == 2  # leaving `with` has waited for the handlers
 
 
 def test_a_step_ends_when_a_stream_gets_its_next_token():

@@ -12,7 +12,8 @@ Laws:
   streams count when the size of a prompt chunk is chosen, for all of them wait for its batch.
 - Rows of a batch are in ascending order of seq_id, and where each sequence has a KV stream of its
   own the running seq_ids are neighbours before long: libllama packs only ascending neighbours into
-  one micro-batch.
+  one micro-batch. There a plan may take several batches (passes.py): one round of them brings each
+  stream its token.
 
 Separate KV streams or one unified cache? llama/context.py decides (`prefers_unified`); why, in ms a
 step, unified / separate, 1 thread, each sequence with a past of its own:
@@ -27,8 +28,10 @@ step, unified / separate, 1 thread, each sequence with a past of its own:
 In a unified cache each token's attention runs over the cells of all sequences: with a model of any
 size that is the dearest thing there is, as soon as there are many sequences or long pasts, and one
 long prompt slows everybody down. Separate streams pay a pass over the weights for each gap among
-the running seq_ids, which `_close_gap` does away with, and a copy for a shared prefix. Only where
-the weights are so small that the passes are all that counts is the unified cache better.
+the running seq_ids, which `_close_gap` does away with, a pass for each kind of length (passes.py),
+and a copy for a shared prefix. Only where weights and cache are so small that the passes are all
+that counts is the unified cache better. Beside an 8,000-token prompt four streams of S got a token
+in 85 ms (99 of 100 of them) in the unified cache, in 35 with streams of their own; alone in 9.
 """
 
 from __future__ import annotations

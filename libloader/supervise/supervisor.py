@@ -10,7 +10,7 @@ log. `deliver` is called for one event after the other, of all requests, and mus
                             its end ---'---- reader, its words --'<--------------- pipe <-------'
 
 The reader hands nothing over, for that happens with every token: where all cores compute, each
-thread that wakes up takes a core from the model (0.6B, 2 threads on 2 cores: 2% of its speed).
+thread that wakes up takes a core from the model.
 """
 
 from __future__ import annotations
