@@ -332,8 +332,8 @@ def test_a_model_of_nan_weights_is_a_500_with_its_own_code(tmp_path):
 
 
 def test_a_full_cache_lets_the_youngest_wait_and_nobody_fails(home: Home):
-    """D13: eight streams of 200 tokens in 1,024 cells."""
-    with troubled(home, figures={"n_cells": 1024}) as cramped:
+    """D13: eight streams of 200 tokens in 1,024 cells that all of them share."""
+    with troubled(home, "", "--kv-unified", "on", figures={"n_cells": 1024}) as cramped:
         fields = {"max_tokens": N_TOKENS, "ignore_eos": True}
         streams = [cramped.stream(text, **fields) for text in [*home.expected] * 2]
         for stream in streams:
