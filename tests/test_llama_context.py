@@ -423,3 +423,10 @@ def test_an_encoder_embeds_without_a_kv_cache(native_library, tmp_path):
 def test_an_input_to_embed_must_fit_one_micro_batch(open_context):
     pooled = open_context(embeddings=True, n_batch=64, n_ubatch=32)
     assert pooled.n_ubatch == pooled.n_batch
+
+
+@pytest.mark.parametrize("n_ctx", [100, 256, 1000, 6256])
+def test_sequences_with_cells_of_their_own_start_without_a_warning(open_context, caplog, n_ctx):
+    context = open_context(kv_unified=False, n_ctx=n_ctx, n_parallel=5)
+    assert n_ctx <= context.n_ctx_seq
+    assert "divisible" not in caplog.text

@@ -394,6 +394,9 @@ def _wishes(
     n_batch = max(1, n_seq_max, min(settings.n_batch, n_ctx_seq * n_seq_max))
     n_threads = settings.n_threads or machine.default_threads()
     cache_bytes = n_ctx_seq * n_seq_max * kv_bytes_per_token(model, settings)
+    unified = prefers_unified(model, settings, cache_bytes)
+    if not unified:  # libllama would do it, and warn of it
+        n_ctx_seq = -(-n_ctx_seq // KV_PADDING) * KV_PADDING
     wishes: dict[str, Any] = {
         "n_ctx": n_ctx_seq * n_seq_max,
         "n_batch": n_batch,
@@ -404,7 +407,7 @@ def _wishes(
         "type_k": _cache_type(settings.cache_type_k),
         "type_v": _cache_type(settings.cache_type_v),
         "flash_attn_type": _flash_attn(settings),
-        "kv_unified": prefers_unified(model, settings, cache_bytes),
+        "kv_unified": unified,
         "embeddings": embeddings,
         "no_perf": True,
     }
