@@ -78,12 +78,12 @@ class Decoding:
         if plan is not self._plan:
             self._look_at(plan)
         ids = self._ids
-        started_s = self._clock()
         rows = self._fill(plan)
         n_rows = self._batch.n_tokens
         if not self._scheduler.cache.has_room(n_rows):
             self._breadcrumb("make_room", ids, self.step)
             self._scheduler.cache.make_room(n_rows)
+        started_s = self._clock()  # what it takes to save who had to go is no cost of these rows
         # Prompts may take their time; a hung step of streams shall be noticed soon.
         phase = "prefill" if n_rows > len(plan) else "decode"
         self._breadcrumb(phase, ids, self.step)
