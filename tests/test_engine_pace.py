@@ -51,16 +51,34 @@ def test_while_nothing_is_known_a_chunk_is_the_smallest():
     assert Pace().brief(4, 512) == 0
 
 
-def test_one_bad_moment_of_the_machine_does_not_stay():
+def test_one_bad_moment_of_the_machine_is_not_believed():
     pace = taught(0.010, lambda size: 0.0001, sizes=(16, 32, 64, 128))
-    assert pace.chunk(4, 512) == 128
     pace.note(4, 128, 0, 5.0)
-    assert pace.chunk(4, 512) == 64
-    for _ in range(2000):
+    assert pace.chunk(4, 512) == 128
+
+
+def test_a_bad_time_of_the_machine_does_not_stay():
+    pace = taught(0.010, lambda size: 0.0001, sizes=(16, 32, 64, 128))
+    for _ in range(3):
+        pace.note(4, 128, 0, 5.0)
+    assert pace.chunk(4, 512) < 128
+    for _ in range(3000):
         if pace.chunk(4, 512) == 128:
             break
-        pace.note(4, 64, 0, 0.010 + 64 * 0.0001)
+        pace.note(4, pace.chunk(4, 512), 0, 0.010 + pace.chunk(4, 512) * 0.0001)
     assert pace.chunk(4, 512) == 128
+
+
+def test_the_first_batch_of_all_is_slow_and_teaches_nothing():
+    pace = Pace()
+    pace.note(0, FIRST, 0, 1.75)  # the weights come from the disk
+    taken = []
+    for _ in range(8):
+        pace.begin_round()
+        pace.note(4, 0, 0, 0.030)
+        taken.append(pace.chunk(4, 512))
+        pace.note(4, taken[-1], 0, 0.030 + taken[-1] * 0.003)
+    assert taken[-1] == pace.chunk(4, 512) == 12  # 36 ms beside steps of 30
 
 
 def test_beside_streams_a_chunk_is_what_they_hardly_feel():

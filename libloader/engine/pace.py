@@ -15,14 +15,18 @@ weights where each sequence has its own KV stream, and a pass of few rows is as 
 
 Smaller is not always faster: flash attention on a CPU works in tiles of 64 rows, and a batch of 32
 rows behind 1,000 tokens took 244 ms where one of 64 took 33 ms. So each size is measured by itself,
-and one that turns out slow is left for the next larger. It is not left for ever: what a size costs
-is slowly forgotten while others are used, so that one bad moment of the machine does not stay.
+and one that turns out slow is left for the next larger.
+
+A moment may be bad, the first one always is (the weights come from the disk: 1.7 s for a batch that
+takes 0.1): a size costs the median of its latest batches, one bad one is not believed where a
+smaller size does better, and what is known of a size is slowly forgotten while others are used.
 Nothing is known at first: then a chunk is small.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 from libloader.engine.timings import Average
@@ -36,7 +40,7 @@ BRIEF_S = 0.5
 SIZES = (2, 4, 6, *(size << power for power in range(13) for size in (8, 12)))
 BARGAIN = 2.0  # where any size takes too long: what more rows may cost, as a multiple of the least
 FIRST = 16  # rows of a chunk while nothing is known
-MEMORY = 4  # batches: a row costs more, the longer the past behind it
+MEMORY = 5  # batches: a row costs more, the longer the past behind it
 FORGET = 0.9995  # of a size's cost remains with each batch of another size
 OUTLIER = 4.0  # a bad moment of the machine counts as so many times what is known, at most
 
@@ -97,10 +101,15 @@ class Pace:
         return room if affordable == sizes else max(affordable)
 
     def _chunk_s(self, size: int) -> float:
-        """Return what a chunk takes, by the rows of this size, else of the next larger one."""
+        """Return what a chunk takes, by the rows of this size, else of the sizes next to it."""
         known = self._rows
-        nearest = min((other for other in known if other >= size), default=max(known))
-        return size * known[nearest].seconds
+        own = known.get(size)
+        if own is not None and own.is_proved:
+            return size * own.seconds
+        smaller = max((other for other in known if other < size), default=None)
+        larger = min((other for other in known if other > size), default=None)
+        nearest = [smaller, size if own else larger]
+        return size * min(known[each].seconds for each in nearest if each is not None)
 
 
 class _RowCost:
@@ -108,15 +117,20 @@ class _RowCost:
 
     def __init__(self) -> None:
         self.trust = 1.0
-        self._measured = Average(MEMORY)
+        self._latest: deque[float] = deque(maxlen=MEMORY)
+
+    @property
+    def is_proved(self) -> bool:
+        return len(self._latest) > 1
 
     @property
     def seconds(self) -> float:
-        return self.trust * self._measured.or_else(0.0)
+        return self.trust * sorted(self._latest)[(len(self._latest) - 1) // 2]
 
     def add(self, seconds: float) -> None:
+        most = OUTLIER * self.seconds if self._latest else math.inf
         self.trust = 1.0
-        self._measured.add(min(seconds, OUTLIER * self._measured.or_else(seconds)))
+        self._latest.append(min(seconds, most))
 
 
 def deal(pending: Sequence[int], briefs: Sequence[bool], n_rows: int, n_brief: int) -> list[int]:

@@ -120,6 +120,7 @@ class RawLoop:
 def raw_loop(flags: Sequence[str]) -> Iterator[RawLoop]:
     raw = RawLoop(flags)
     try:
+        raw.ask("distinct", texts=[])  # answered once the model is there: nothing runs beside that
         yield raw
     finally:
         raw.close()
