@@ -226,6 +226,7 @@ def chat_work(app: App, exchange: Exchange, call: chat.ChatRequest) -> ChatWork:
         keep_special=keeps_special(template, with_tools=bool(call.use.tools)),
         labels=call.labels,
         thinking=thinking if split or not limits.grammar else None,
+        streamed=wanted.stream,
     )
 
     def new_reader() -> MessageReader:

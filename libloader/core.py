@@ -106,6 +106,7 @@ class Request:
     lora: Adapters | None = None  # scales by adapter; None = those of the command line
     raw_vectors: bool = False  # embeddings as the model made them, not brought to length 1
     thinking: Thinking | None = None  # None = as long as the model likes
+    streamed: bool = True  # False: nobody looks at its tokens before the last one is there
     # Replay after an engine crash: per choice, the completion tokens whose text was delivered.
     resume: tuple[tuple[int, ...], ...] = ()
 
@@ -222,6 +223,8 @@ Event = Union[
     RequestDone,
     RequestFailed,
 ]
+
+LAST_EVENTS = (RequestDone, RequestFailed)
 
 # Tags of events on the pipe; an event travels as [tag, field, field, ...].
 EVENT_TAGS: dict[str, type[Any]] = {

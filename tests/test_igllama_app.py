@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from types import SimpleNamespace
 
 import pytest
 
 import igllama
 from libloader import core, options, service
+from libloader.protocol import chat
 
 PLAIN, WITH_TOOLS = "plain {{ messages }}", "tools {{ tools }} {{ messages }}"
 
@@ -81,3 +83,12 @@ def test_what_may_be_a_dry_run_needs_no_slot_and_a_template_alone_no_engine():
     dry = b'{"dry_run": true}'
     assert asked_of_the_engine("/v1/chat/completions", dry) == [("dry_run", "key1")]
     assert asked_of_the_engine("/apply-template", dry) == [("", "key1")]
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_the_engine_knows_whether_somebody_watches_the_tokens_come(is_streamed):
+    served = app(chat_template="{{ messages[0].content }}")
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stream": is_streamed}
+    call = chat.read_request(body, seed_source=random.Random(1))
+    work = igllama.chat_work(served, SimpleNamespace(api_key=""), call)
+    assert work.request.streamed is is_streamed

@@ -11,6 +11,7 @@ import pytest
 from supervise_fakes import FakeEngine, ask, build_engine, send, text_of, wait_for
 
 from libloader import core, errors
+from libloader.supervise import loop as loop_module
 from libloader.supervise.inline import InlineEngine
 from libloader.supervise.loop import Cancel, EngineLoop, Report, Stop, Submit
 
@@ -99,6 +100,51 @@ def test_a_cancelled_request_says_nothing_more(running):
     count = len(running.events())
     time.sleep(0.02)
     assert len(running.events()) == count
+
+
+class Stepped:
+    """A loop that is stepped by hand, `step_s` of fake time each."""
+
+    def __init__(self, monkeypatch, step_s: float) -> None:
+        self.now, self.reports = 100.0, []
+        monkeypatch.setattr(loop_module, "time", self)
+        self._step_s = step_s
+        self._loop = EngineLoop(FakeEngine(2, no_mark, self._work), self.reports.append, no_mark)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def _work(self) -> None:
+        self.now += self._step_s
+
+    def run(self, *requests: core.Request) -> list[list[str]]:
+        """Return what kinds of events came with each report."""
+        for request in requests:
+            self._loop._apply(Submit(request))
+        while not self._loop._engine.idle:
+            self._loop._step()
+        return [[type(event).__name__ for event in each.events] for each in self.reports]
+
+
+def test_tokens_that_nobody_looks_at_come_in_one_report_with_the_end(monkeypatch):
+    kinds = Stepped(monkeypatch, 0.001).run(ask("a", max_tokens=6, streamed=False))
+    first, last = [each for each in kinds if "TokenEvent" in each]
+    assert first == ["TokenEvent"]  # it shows that the engine is well with this request
+    assert last == ["TokenEvent"] * 5 + ["ChoiceDone", "RequestDone"]
+
+
+def test_tokens_that_nobody_looks_at_wait_for_the_figures_at_most(monkeypatch):
+    stepped = Stepped(monkeypatch, 0.04)
+    kinds = stepped.run(ask("a", max_tokens=9, streamed=False))
+    assert max(each.count("TokenEvent") for each in kinds) == 3
+    assert all(report.ms == pytest.approx(40) for report in stepped.reports)
+
+
+def test_a_stream_takes_the_tokens_of_others_along_in_their_order(monkeypatch):
+    stepped = Stepped(monkeypatch, 0.001)
+    kinds = stepped.run(ask("a", max_tokens=6, streamed=False), ask("b", max_tokens=6))
+    assert all(kinds[1:]) and sum(each.count("TokenEvent") for each in kinds) == 12
+    assert sum("TokenEvent" in each for each in kinds) >= 6
 
 
 def inline(**wishes: object) -> InlineEngine:

@@ -22,6 +22,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from json.encoder import encode_basestring as _encode_text
 from typing import Any, Callable, NamedTuple, Union
 
 from libloader import core, errors
@@ -41,16 +42,17 @@ def encode(message: Any) -> bytes:
 def encode_step(ms: float, events: Sequence[core.Event], figures: Any) -> bytes:
     """Return what one engine step brought as one frame; ValueError as `encode`. Hot."""
     texts = ",".join([_encode_event(event) for event in events])
-    return _frame(
-        f'{{"op":"step","ms":{ms:.3f},"events":[{texts}],"figures":{_encode_json(figures)}}}'
-    )
+    told = "null" if figures is None else _encode_json(figures)
+    return _frame(f'{{"op":"step","ms":{ms:.3f},"events":[{texts}],"figures":{told}}}')
 
 
 def _encode_event(event: core.Event) -> str:
     """Encode one event; the commonest kind as it reads, for a new encoder costs more than that."""
-    if type(event) is core.TokenEvent and event.logprobs is None:
-        name, text = _encode_json(event.request_id), _encode_json(event.text)
-        return f'["t",{name},{event.index},{text},{list(event.tokens)},null]'
+    if type(event) is core.TokenEvent:
+        name, index, text, tokens, logprobs = event
+        if logprobs is None:
+            text = _encode_text(text)
+            return f'["t",{_encode_text(name)},{index},{text},{list(tokens)},null]'
     return _encode_json(core.event_to_wire(event))
 
 
@@ -63,9 +65,9 @@ def _frame(text: str) -> bytes:
 
 def write_frame(fd: int, frame: bytes) -> None:
     """Write all of `frame`; blocks while the pipe is full. OSError when the reader is gone."""
-    view = memoryview(frame)
-    while view:
-        view = view[os.write(fd, view) :]
+    n_written = os.write(fd, frame)  # all of it, as a rule
+    while n_written < len(frame):
+        n_written += os.write(fd, memoryview(frame)[n_written:])
 
 
 class FrameDecoder:

@@ -13,7 +13,6 @@ import time
 from typing import Callable
 
 from libloader import core, errors
-from libloader.supervise.ledger import LAST_EVENTS
 from libloader.supervise.loop import (
     BuildEngine,
     Cancel,
@@ -150,7 +149,7 @@ class InlineEngine:
 
     def _deliver(self, event: core.Event) -> None:
         name = event.request_id
-        last = isinstance(event, LAST_EVENTS)
+        last = isinstance(event, core.LAST_EVENTS)
         deliver = self._delivers.pop(name, None) if last else self._delivers.get(name)
         if deliver is None:
             return

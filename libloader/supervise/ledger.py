@@ -19,8 +19,6 @@ from libloader.supervise.blame import Verdict
 from libloader.supervise.limits import Limits
 from libloader.supervise.lines import Lines
 
-LAST_EVENTS = (core.RequestDone, core.RequestFailed)
-
 
 class Entry:
     """One request in the front's care."""
@@ -51,7 +49,7 @@ class Entry:
         ValueError if the engine speaks of a choice that was never asked for.
         """
         self.moved = True
-        if isinstance(event, LAST_EVENTS):
+        if isinstance(event, core.LAST_EVENTS):
             return True
         if isinstance(event, core.ProgressEvent):
             return self.n_lives == 0 or not any(self.tokens)
@@ -112,7 +110,7 @@ class Ledger:
             if name in self._trial:
                 self._trial.remove(name)
         wanted = entry.take(event)
-        if isinstance(event, LAST_EVENTS):
+        if isinstance(event, core.LAST_EVENTS):
             del self._entries[name]
             self._lines.leave(entry.request)
         return wanted

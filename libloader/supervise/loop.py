@@ -2,6 +2,10 @@
 
 The same loop runs in the engine child (events go into a frame) and inline (events go to the
 clients). It knows neither pipes nor libllama.
+
+Tokens that nobody looks at before the last one is there (`Request.streamed`) wait for whatever goes
+out next, the figures at the latest: to tell of each would cost a small model's step one part in 50.
+The first one does not wait: it shows that the engine is well with this request.
 """
 
 from __future__ import annotations
@@ -58,7 +62,7 @@ Command = Union[Submit, Cancel, Stop]
 
 
 class Report(NamedTuple):
-    """One step: how long it took, what it brought; `figures` in some reports only."""
+    """What one step brought, or several: `ms` is the longest. `figures` in some reports only."""
 
     ms: float
     events: list[core.Event]
@@ -74,6 +78,9 @@ class EngineLoop:
         self._mark = mark
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._refused: list[core.Event] = []
+        self._unseen: dict[str, bool] = {}  # whose tokens nobody looks at yet: it was heard of
+        self._held: list[core.Event] = []
+        self._longest_ms = 0.0  # of the steps since the last report
         self._figures_at = 0.0
 
     def post(self, command: Command) -> None:
@@ -107,8 +114,11 @@ class EngineLoop:
 
     def _apply(self, command: Any) -> None:
         if isinstance(command, Cancel):
+            self._unseen.pop(command.request_id, None)
             self._engine.cancel(command.request_id)
             return
+        if not command.request.streamed:
+            self._unseen[command.request.id] = False
         try:
             self._engine.submit(command.request)
         except errors.IgllamaError as error:
@@ -125,10 +135,30 @@ class EngineLoop:
         started = time.monotonic()
         events = self._engine.step()
         now = time.monotonic()
+        self._longest_ms = max(self._longest_ms, (now - started) * 1000)
         if self._refused:
             events, self._refused = [*self._refused, *events], []
         figures = None
         if now - self._figures_at >= FIGURES_S or self._engine.idle:
             figures, self._figures_at = self._engine.figures(), now
-        if events or figures is not None:
-            self._emit(Report((now - started) * 1000, events, figures))
+        elif not events or (self._unseen and self._can_wait(events)):
+            self._held += events
+            return
+        self._report([*self._held, *events] if self._held else events, figures)
+
+    def _can_wait(self, events: list[core.Event]) -> bool:
+        heard_of = self._unseen.get
+        return all([type(each) is core.TokenEvent and heard_of(each.request_id) for each in events])
+
+    def _report(self, events: list[core.Event], figures: Mapping[str, float] | None) -> None:
+        report = Report(self._longest_ms, events, figures)
+        self._held, self._longest_ms = [], 0.0
+        for event in events if self._unseen else ():
+            self._note(event)
+        self._emit(report)
+
+    def _note(self, event: core.Event) -> None:
+        if isinstance(event, core.LAST_EVENTS):
+            self._unseen.pop(event.request_id, None)
+        elif event.request_id in self._unseen:
+            self._unseen[event.request_id] = True

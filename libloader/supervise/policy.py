@@ -22,7 +22,7 @@ from libloader import core, errors
 from libloader.supervise import channel
 from libloader.supervise.blame import Exit, PoisonList, Verdict, judge
 from libloader.supervise.breadcrumb import Crumb
-from libloader.supervise.ledger import LAST_EVENTS, Ledger
+from libloader.supervise.ledger import Ledger
 from libloader.supervise.limits import Limits
 from libloader.supervise.lines import Lines
 from libloader.supervise.restarts import RestartPolicy
@@ -408,7 +408,7 @@ class Policy:
         try:
             for event in step.events:
                 if self._ledger.take(event):
-                    self._actions.append(Deliver(event, isinstance(event, LAST_EVENTS)))
+                    self._actions.append(Deliver(event, isinstance(event, core.LAST_EVENTS)))
         except ValueError as exc:
             self._on_babbled(Babbled(self._generation, str(exc)))
 
