@@ -324,6 +324,68 @@ def test_nothing_is_asked_of_a_slot_whose_copy_is_still_to_be_made():
     assert len(sequence.slot.tokens) not in sequence.halts
 
 
+def gap_closed(store, n_steps=60, on_move=lambda bench: None):
+    """A bench whose r1 has finished between two that run, so that one of them took its slot."""
+    bench = Bench(FakeContext(1024, 4, unified=False), n_parallel=4, store=store)
+    bench.context.tokens_of = never_ending
+    for number in range(3):
+        bench.submit(f"r{number}", [number + 1] * 60, max_tokens=3 if number == 1 else 90)
+    cache = bench.engine._scheduler.cache
+    for _ in range(n_steps):
+        bench.step()
+        if cache._moving is not None:
+            on_move(bench)
+    return bench
+
+
+def test_who_has_to_go_for_a_running_sequence_gets_the_slot_that_it_leaves():
+    bench = gap_closed(PrefixStore(0))
+    slots = bench.engine._scheduler.slots.all
+    assert slots[1].sequence is not None
+    assert [len(slot.tokens) for slot in slots if slot.sequence is None and slot.tokens] == [62]
+    assert bench.engine._scheduler.cache._moving is None
+    assert say(bench, "again", [*[2] * 60, 99]) == 60
+    bench.run()
+    for number in (0, 2):
+        tokens = [t for e in bench.of(f"r{number}", TokenEvent) for t in e.tokens]
+        assert tokens == expected_tokens([number + 1] * 60, 90, never_ending)
+
+
+def test_it_takes_nothing_of_the_store_unless_somebody_was_quicker():
+    store = PrefixStore(1 << 20)
+    assert gap_closed(store) and not list(store)
+
+    def two_come(bench):
+        for name in ("a", "b"):
+            if not bench.of(name):
+                bench.submit(name, [ord(name)] * 60, max_tokens=30)
+
+    bench = gap_closed(store, on_move=two_come)
+    assert [len(saved.tokens) for saved in store] == [62]
+    assert say(bench, "again", [*[2] * 60, 99]) == 60
+
+
+def test_it_is_saved_where_it_outlives_us_if_the_end_comes_before(tmp_path):
+    bench = gap_closed(disk_store(tmp_path), on_move=lambda bench: bench.engine.close())
+    assert [len(saved.tokens) for saved in disk_store(tmp_path)].count(62) == 1
+    assert not bench.engine._live
+
+
+def test_one_that_is_too_large_to_move_is_saved_as_always(monkeypatch):
+    monkeypatch.setattr(prefix_cache, "MAX_MOVED_BYTES", 10)
+    store = PrefixStore(1 << 20)
+    gap_closed(store)
+    assert [len(saved.tokens) for saved in store] == [62]
+
+
+def test_a_state_that_finds_no_room_is_not_even_copied(monkeypatch):
+    bench = bench_with(PrefixStore(10))
+    monkeypatch.setattr(bench.context, "state_seq_get", None)
+    monkeypatch.setattr(bench.context, "state_seq_size", lambda seq_id: 11)
+    for name, prompt in CHATS.items():
+        assert say(bench, name, prompt) == 0
+
+
 def test_a_state_that_libllama_refuses_is_computed_again():
     bench = bench_with(PrefixStore(1 << 20))
     for name, prompt in CHATS.items():

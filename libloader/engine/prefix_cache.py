@@ -9,6 +9,8 @@ Laws:
   for older sequences, so nobody waits in a circle) instead of computing it again.
 - What would be lost when a slot is taken over is saved first, unless somebody else has it. A saved
   state that the new one begins with goes, where that can be cut.
+- Who has to go for a running sequence that moves gets the slot that it leaves: one decode later,
+  for until then libllama has not made the copy.
 - Cells that remember tokens which are no longer in their slot are never given to anybody else.
 - A memory that cannot be cut (recurrent, hybrid) gives what fits without a cut, or nothing:
   `Slots.truncate` empties a slot that libllama would not cut. So its copies are made in time: a
@@ -37,6 +39,7 @@ MIN_WORTH_SAVING = 32
 # or this share of the tokens that the running sequences have; the others wait in the store.
 MAX_IDLE_CELLS, MAX_IDLE_SHARE = 256, 0.25
 MAX_SAVED_ALIKE = 8  # saved states with the same beginning that are compared, latest first
+MAX_MOVED_BYTES = 256 << 20  # of a state that is in memory while it changes its slot
 
 
 class Known(NamedTuple):
@@ -60,6 +63,7 @@ class PrefixCache:
         self._store = store
         self._tree = PrefixForest()
         self._clock = 0  # counts releases: orders idle slots by last use
+        self._moving: tuple[Slot, Saved] | None = None  # what is to be put into which slot
         store.on_drop = self._tree.remove
         for saved in store:
             self._tree.insert(saved.tokens, saved)
@@ -188,7 +192,13 @@ class PrefixCache:
         """Seat a running sequence elsewhere, with all that it has computed."""
         source = sequence.slot
         assert source is not None and target.sequence is None
-        if target.tokens:
+        self.bring_back()
+        if self._moving is None and self._can_move(target):
+            state = self.slots.state(target)
+            evicted = Saved(list(target.tokens), target.adapters, len(state), state, "")
+            self._moving = source, evicted
+            self._drop(target)
+        elif target.tokens:
             self._vacate(target)
         self.slots.share(source, target, len(source.tokens))
         source.sequence, target.sequence, sequence.slot = None, sequence, target
@@ -198,6 +208,25 @@ class PrefixCache:
         is_pure = target.n_pure == len(target.tokens)
         known = sequence.tokens if is_pure else target.tokens[: target.n_pure]
         self._tree.insert(known, target)
+
+    def _can_move(self, slot: Slot) -> bool:
+        is_worth_it = self._is_worth_saving(slot) and not self._is_elsewhere(slot)
+        return is_worth_it and self.slots.state_bytes(slot) <= MAX_MOVED_BYTES
+
+    def bring_back(self) -> None:
+        """Give who had to go for a moving sequence its slot, as soon as libllama lets us."""
+        if self._moving is None:
+            return
+        slot, evicted = self._moving
+        is_free = slot.sequence is None and not slot.tokens
+        if is_free and not self.slots.can_restore(slot):
+            return
+        self._moving = None
+        if not is_free:
+            self._keep_saved(evicted)
+        elif evicted.state is not None and self.slots.restore(slot, evicted.tokens, evicted.state):
+            slot.adapters = evicted.adapters
+            self._tree.insert(slot.tokens, slot)
 
     def shift(self, sequence: Sequence, slot: Slot, start: int, end: int) -> None:
         """Forget [start, end) of `slot`: `sequence`, which sits there, has done so already.
@@ -258,6 +287,8 @@ class PrefixCache:
 
     def close(self) -> None:
         """Save what the slots hold where that outlives this process, and wait for it."""
+        if self._moving is not None:
+            self._keep_saved(self._moving[1])
         for slot in self.slots.all if self._store.outlives_us else ():
             if slot.n_pure == len(slot.tokens):
                 self._save(slot)
@@ -292,22 +323,33 @@ class PrefixCache:
     def _vacate(self, slot: Slot) -> None:
         """Empty `slot`, saved if worth it."""
         self._save(slot)
+        self._drop(slot)
+
+    def _drop(self, slot: Slot) -> None:
         self._tree.remove(slot)
         self.slots.truncate(slot, 0)
 
+    def _is_worth_saving(self, slot: Slot) -> bool:
+        return len(slot.tokens) >= MIN_WORTH_SAVING and self.slots.can_save(slot)
+
     def _save(self, slot: Slot) -> None:
-        is_worth_it = len(slot.tokens) >= MIN_WORTH_SAVING and self.slots.can_save(slot)
-        if not is_worth_it or not self._store.takes:
+        if not self._is_worth_saving(slot) or not self._store.takes or self._is_elsewhere(slot):
             return
-        if self._is_elsewhere(slot):
+        if not self._store.fits(len(slot.tokens), self.slots.state_bytes(slot)):
             return
         tokens = list(slot.tokens)
         for shorter in self._tree.beginnings(tokens, slot.adapters) if self.slots.can_cut else ():
             if isinstance(shorter, Saved):
                 self._store.forget(shorter)
-        saved = self._store.put(tokens, self.slots.state(slot), slot.adapters)
+        state = self.slots.state(slot)
+        self._keep_saved(Saved(tokens, slot.adapters, len(state), state, ""))
+
+    def _keep_saved(self, wish: Saved) -> None:
+        """Let the store have a state, if it has room."""
+        assert wish.state is not None
+        saved = self._store.put(wish.tokens, wish.state, wish.adapters)
         if saved is not None:
-            self._tree.insert(tokens, saved)
+            self._tree.insert(wish.tokens, saved)
 
     def _is_elsewhere(self, slot: Slot) -> bool:
         """Return True if another holder can give all of `slot`; saved ones are used by that."""

@@ -112,6 +112,11 @@ class PrefixStore:
         """Say whether a state of so many tokens would find room here, by the latest one's size."""
         return self.takes and n_tokens * self._bytes_per_token <= self._ram_bytes
 
+    def fits(self, n_tokens: int, n_bytes: int) -> bool:
+        """Say whether a state of this size can be kept: if not, it need not even be copied."""
+        self._bytes_per_token = n_bytes / n_tokens
+        return n_bytes <= self.most_bytes
+
     def put(self, tokens: list[int], state: bytes, adapters: Adapters = ()) -> Saved | None:
         """Keep `state`; None if it is larger than all there is."""
         self._bytes_per_token = len(state) / len(tokens)

@@ -72,6 +72,7 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Seat whoever fits, in turn; return those who got a slot."""
+        self.cache.bring_back()
         seated: list[Sequence] = []
         if self._is_full and self.running:
             return seated
