@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -16,14 +17,15 @@ EVERYTHING = sorted({*RUNTIME, *(ROOT / "tests").glob("*.py"), *(ROOT / "scripts
 MAY_IMPORT = {
     "errors": set(),
     "core": {"errors"},
+    "digests": set(),
     "chat": {"errors", "core"},
     "grammar": {"errors", "core"},
     "protocol": {"errors", "core"},
     "web": {"errors", "core"},
-    "abi": {"errors", "core"},
+    "abi": {"errors", "core", "digests"},
     "llama": {"errors", "core", "abi"},
-    "engine": {"errors", "core", "abi", "llama"},
-    "supervise": {"errors", "core", "abi", "llama", "engine"},
+    "engine": {"errors", "core", "digests", "abi", "llama"},
+    "supervise": {"errors", "core", "digests", "abi", "llama", "engine"},
     # These two compose what the layers below do not know of each other.
     "constraint": {"errors", "core", "chat", "grammar", "protocol"},
     "answers": {"errors", "core", "chat", "protocol", "web"},
@@ -235,3 +237,11 @@ def test_the_top_level_holds_nothing_else():
     present = {path.name for path in ROOT.iterdir() if not path.name.endswith(".egg-info")}
     hidden = {name for name in present if name.startswith(".")} - allowed
     assert present - ignored - hidden <= allowed
+
+
+def test_the_engine_child_loads_nothing_that_few_need():
+    program = "import sys; sys.path[:0] = ['.']; import libloader.engine_child; print(*sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", program]
+    loaded = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    dear = {"ssl", "_hashlib", "email", "http", "decimal", "argparse", "asyncio", "multiprocessing"}
+    assert "libloader.engine.engine" in loaded.split() and not dear & set(loaded.split())

@@ -10,7 +10,6 @@ Names are plain file names, links point to a file beside them: nothing can leave
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Callable, NamedTuple
 
-from libloader import errors
+from libloader import digests, errors
 
 NAME = "MANIFEST.json"
 FORMAT = 1
@@ -171,7 +170,7 @@ def _link_wrong(path: Path, entry: Entry) -> str:
 
 
 def hash_of(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
+    digest = digests.sha256()
     for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
         digest.update(chunk)
     return digest.hexdigest()
@@ -182,7 +181,7 @@ def _write_member(folder: Path, member: Member, on_bytes: Callable[[int], None])
     if member.link:
         os.symlink(check_name(member.link), path)
         return Entry(link=member.link)
-    digest, n_bytes = hashlib.sha256(), 0
+    digest, n_bytes = digests.sha256(), 0
     with member.open() as source, open(path, "xb") as target:
         for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):
             target.write(chunk)

@@ -16,7 +16,6 @@ Inside the zip: embedded/<platform>/MANIFEST.json and the files that it lists.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import tempfile
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from libloader import errors
+from libloader import digests, errors
 from libloader.abi import manifest, platforms
 from libloader.abi.platforms import Platform
 
@@ -120,7 +119,7 @@ def _unpack(
 ) -> Path:
     text = zip_file.read(f"{PREFIX}{name}/{manifest.NAME}")
     wanted = manifest.parse(text.decode("utf-8", "replace"))
-    digest = hashlib.sha256(text).hexdigest()
+    digest = digests.sha256(text).hexdigest()
     final = cache_folder(lib_cache, environ) / f"{manifest.check_name(name)}-{digest[:16]}"
     if not _fit(final, wanted):
         try:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
+from libloader import digests
 from libloader.abi import find, library
 from libloader.core import EngineSettings, ModelInfo, Sampling
 from libloader.engine.draft import DraftModel
@@ -140,11 +140,11 @@ def _binding(settings: EngineSettings, lib: Any, context: Context) -> bytes:
         *(settings.cache_type_k, settings.cache_type_v, settings.flash_attn),
         *(str(settings.n_gpu_layers), str(context.kv_unified), sys.byteorder),
     )
-    return hashlib.blake2b("\0".join(facts).encode(), digest_size=32).digest()
+    return digests.blake2b("\0".join(facts).encode(), digest_size=32).digest()
 
 
 def _content_hash(path: str) -> bytes:
-    digest = hashlib.blake2b(digest_size=32)
+    digest = digests.blake2b(digest_size=32)
     with open(path, "rb") as file:
         for piece in iter(lambda: file.read(1 << 20), b""):
             digest.update(piece)
@@ -162,7 +162,7 @@ def _fingerprint(path: str) -> str:
     with open(path, "rb") as file:
         about = os.fstat(file.fileno())
         facts = (about.st_size, about.st_mtime_ns, about.st_ino)
-        digest = hashlib.blake2b(repr(facts).encode())
+        digest = digests.blake2b(repr(facts).encode())
         for number in range(N_SAMPLES):
             file.seek(about.st_size * number // N_SAMPLES)
             digest.update(file.read(SAMPLE_BYTES))

@@ -28,7 +28,6 @@ Laws:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
@@ -39,6 +38,7 @@ from array import array
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
+from libloader import digests
 from libloader.core import Adapters
 
 MAGIC = b"IGLKV\r\n\2"
@@ -110,7 +110,7 @@ class Folder:
         return [entry for entry in entries if entry is not None]
 
     def name_for(self, tokens: list[int], adapters: Adapters = ()) -> str:
-        digest = hashlib.blake2b(self._head(tokens, adapters, 0), digest_size=16)
+        digest = digests.blake2b(self._head(tokens, adapters, 0), digest_size=16)
         return digest.hexdigest() + SUFFIX
 
     def read(self, name: str, tokens: list[int], adapters: Adapters = ()) -> bytes | None:
@@ -250,7 +250,7 @@ class Folder:
 
 
 def _digest(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    return digests.blake2b(body, digest_size=_DIGEST_BYTES).digest()
 
 
 def _packed(tokens: list[int]) -> bytes:

@@ -14,14 +14,13 @@ A culprit fails. A suspect is replayed, at first alone, and fails when it is sus
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import sys
 from collections import OrderedDict
 from typing import NamedTuple
 
-from libloader import core
+from libloader import core, digests
 from libloader.supervise.breadcrumb import Crumb
 from libloader.supervise.limits import Limits
 
@@ -100,7 +99,7 @@ def body_key(request: core.Request) -> str:
     for name in ("id", "fair_key", "deadline_s", "resume"):
         del body[name]
     body["sampling"]["seed"] = 0
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode("utf-8", "replace")).hexdigest()
+    return digests.sha256(json.dumps(body, sort_keys=True).encode("utf-8", "replace")).hexdigest()
 
 
 class PoisonList:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import struct
 import sys
 import tempfile
@@ -50,7 +49,7 @@ class Breadcrumb:
     def create(cls) -> Breadcrumb:
         """Make a page that a child can open."""
         if sys.platform == "win32":
-            name = f"igllama-{os.getpid()}-{secrets.token_hex(8)}"
+            name = f"igllama-{os.getpid()}-{os.urandom(8).hex()}"
             return cls(mmap.mmap(-1, SIZE, tagname=name), name)
         fd = _anonymous_file()
         os.ftruncate(fd, SIZE)
