@@ -52,20 +52,20 @@ def test_while_nothing_is_known_a_chunk_is_the_smallest():
 
 
 def test_one_bad_moment_of_the_machine_is_not_believed():
-    pace = taught(0.010, lambda size: 0.0001, sizes=(16, 32, 64, 128))
+    pace = taught(0.010, lambda size: 0.00009, sizes=(16, 32, 64, 128))
     pace.note(4, 128, 0, 5.0)
     assert pace.chunk(4, 512) == 128
 
 
 def test_a_bad_time_of_the_machine_does_not_stay():
-    pace = taught(0.010, lambda size: 0.0001, sizes=(16, 32, 64, 128))
+    pace = taught(0.010, lambda size: 0.00009, sizes=(16, 32, 64, 128))
     for _ in range(3):
         pace.note(4, 128, 0, 5.0)
     assert pace.chunk(4, 512) < 128
     for _ in range(3000):
         if pace.chunk(4, 512) == 128:
             break
-        pace.note(4, pace.chunk(4, 512), 0, 0.010 + pace.chunk(4, 512) * 0.0001)
+        pace.note(4, pace.chunk(4, 512), 0, 0.010 + pace.chunk(4, 512) * 0.00009)
     assert pace.chunk(4, 512) == 128
 
 
@@ -130,6 +130,34 @@ def test_a_small_ubatch_is_filled():
 
 def test_more_streams_than_rows_still_leave_one_row():
     assert Pace().chunk(16, 16) == 1
+
+
+# ---- a long prompt: rows cost more and more ----
+
+
+def steps_while_read(pace, rng, n_tokens):
+    """Return the time of each step of four streams, in steps without the prompt of `n_tokens`."""
+    n_past, steps = 0, []
+    while n_past < n_tokens:
+        step_s = 0.010 + n_past * 1e-6
+        streams_s = step_s * rng.lognormvariate(0, 0.1)
+        pace.begin_round()
+        pace.note(4, 0, 0, streams_s)
+        n = min(pace.chunk(4, 512, n_past), n_tokens - n_past)
+        chunk_s = (0.001 + n * (0.00035 + n_past * 4.3e-7)) * rng.lognormvariate(0, 0.1)
+        pace.note(0, n, 0, chunk_s, n_past)
+        n_past += n
+        steps.append((streams_s + chunk_s) / step_s)
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_while_8000_tokens_are_read_99_of_100_steps_are_three_times_as_long_at_most(seed):
+    pace, rng = taught(0.010, lambda size: 0.00036), random.Random(seed)
+    for _ in range(2):  # the second prompt begins where a row is cheap again
+        steps = sorted(steps_while_read(pace, rng, 8000))
+        assert steps[int(len(steps) * 0.99)] <= 3
+        assert steps[len(steps) // 2] >= 1.7  # and the prompt gets what there is
 
 
 # ---- several prompts ----

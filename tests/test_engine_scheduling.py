@@ -80,6 +80,20 @@ def test_a_long_prompt_holds_no_stream_up_for_more_than_three_of_its_steps():
         assert len(bench.of("stream 3", TokenEvent)) >= 1000
 
 
+def test_what_rows_cost_is_learned_and_asked_with_the_past_behind_them(monkeypatch):
+    bench = beside_streams(2)
+    pace, noted, asked = bench.engine._scheduler.pace, [], []
+    note, chunk = pace.note, pace.chunk
+    monkeypatch.setattr(pace, "note", lambda *each: noted.append(each) or note(*each))
+    monkeypatch.setattr(pace, "chunk", lambda *each: asked.append(each) or chunk(*each))
+    bench.submit("long", [1] * 4000, max_tokens=1)
+    bench.step(200)
+    sizes = [n_rows for _, n_rows, *_ in noted if n_rows > 1]
+    pasts = [n_past for _, n_rows, _, _, n_past in noted if n_rows > 1]
+    assert len(sizes) > 2 and pasts == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert [n_past for _, _, n_past in asked] == pasts
+
+
 def test_one_stream_alone_lets_a_prompt_take_more():
     bench = beside_streams(1)
     bench.submit("long", [1] * 8000, max_tokens=1)

@@ -71,6 +71,7 @@ class Decoding:
         self._plan: Plan = []
         self._ids = ""  # of the requests in `_plan`
         self._n_streams = 0  # in `_plan`: sequences with one token
+        self._n_past = 0  # behind the rows of its prompts
         self._sampling = Sampling(context, n_vocab, n_sampling_threads, self._mark_sampling)
 
     def decode(self, plan: Plan) -> None:
@@ -104,7 +105,7 @@ class Decoding:
         self._commit(plan)
         n_tokens = self._sample(rows)
         seconds = self._clock() - started_s  # libllama may compute until the first sample
-        self._scheduler.pace.note(n_streams, n_prompt_rows, n_guessed, seconds)
+        self._scheduler.pace.note(n_streams, n_prompt_rows, n_guessed, seconds, self._n_past)
         if not n_prompt_rows:
             self._guessing.note(n_streams, n_guessed, n_tokens, seconds)
 
@@ -113,6 +114,9 @@ class Decoding:
         self._plan = plan
         self._ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
         self._n_streams = sum(n == 1 for _, n in plan)
+        chunks = [(len(each.slot.tokens), n) for each, n in plan if n > 1 and each.slot]
+        n_rows = sum(n for _, n in chunks)
+        self._n_past = sum(n_past * n for n_past, n in chunks) // n_rows if chunks else 0
 
     def interrupt(self, request_id: str) -> None:
         """End the decode that runs if it is of a prompt of this request; "" is any. Any thread.

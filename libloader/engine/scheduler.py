@@ -240,7 +240,8 @@ class Scheduler:
         for sequence in prefilling:
             if sequence.n_unread < 0:
                 sequence.n_unread = sequence.n_pending
-        limits = n_decoding, self._context.n_ubatch
+        n_past = max(len(slot.tokens) for each in prefilling if (slot := each.slot))
+        limits = n_decoding, self._context.n_ubatch, n_past
         n_rows, n_brief = self.pace.chunk(*limits), self.pace.brief(*limits)
         pending = [sequence.n_to_halt for sequence in prefilling]
         briefs = [sequence.n_unread <= n_brief for sequence in prefilling]
