@@ -46,11 +46,18 @@ def ask(name: str, prompt: str = "tell", max_tokens: int = 8, **fields: object) 
 class FakeEngine:
     """Slots, a queue and deterministic text; `pause` passes the time of one step."""
 
-    def __init__(self, n_slots: int, mark: Mark, pause: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        mark: Mark,
+        pause: Callable[[], None],
+        save: Callable[[], None] = lambda: None,
+    ) -> None:
         self.info = INFO
         self._n_slots = n_slots
         self._mark = mark
         self._pause = pause
+        self._save = save
         self._waiting: deque[core.Request] = deque()
         self._running: dict[str, list[list[int]]] = {}
         self._requests: dict[str, core.Request] = {}
@@ -80,6 +87,8 @@ class FakeEngine:
 
     def close(self) -> None:
         self._requests.clear()
+        self._mark("save", "", self._step)
+        self._save()
 
     def step(self) -> list[core.Event]:
         self._step += 1
@@ -144,7 +153,13 @@ def build_engine(
         os.write(2, b"<3>an error of native code\n")
     time.sleep(wishes.get("load_s", 0.0))
     step_s = wishes.get("step_s", 0.001)
-    return FakeEngine(settings.n_parallel, mark, lambda: time.sleep(step_s))
+
+    def save() -> None:
+        if "saved" in wishes:
+            time.sleep(wishes["save_s"])
+            Path(wishes["saved"]).touch()
+
+    return FakeEngine(settings.n_parallel, mark, lambda: time.sleep(step_s), save)
 
 
 # --- running it as a child ---------------------------------------------------------------------

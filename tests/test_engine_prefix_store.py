@@ -6,11 +6,13 @@ import contextlib
 import os
 import stat
 import sys
+import threading
+import time
 
 import pytest
 from fakes import Watched
 
-from libloader.engine import prefix_file
+from libloader.engine import prefix_file, prefix_store
 from libloader.engine.prefix_file import Folder
 from libloader.engine.prefix_store import PrefixStore
 
@@ -392,3 +394,33 @@ def test_a_file_that_is_damaged_after_the_start_is_none_and_can_be_forgotten(fol
     store.forget(saved)
     store.close()
     assert list(store) == [] and not written.exists()
+
+
+class SlowFolder(Folder):
+    def write(self, *what):
+        time.sleep(0.02)
+        return super().write(*what)
+
+
+def test_at_the_end_nothing_is_lost_to_a_disk_that_is_behind(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(prefix_store, "MAX_PENDING_BYTES", 2 * len(STATE))
+    monkeypatch.setattr(prefix_store, "TELL_S", 0.0)
+    store = PrefixStore(len(STATE), SlowFolder(str(tmp_path), BINDING), 1 << 20)
+    store.begin_to_close()
+    for number in range(12):
+        assert store.put([number, *TOKENS], STATE) is not None
+    store.close()
+    assert len(Folder(str(tmp_path), BINDING).index()) == 12
+    assert caplog.text.count("prefixes are still being saved") == 1
+
+
+def test_until_then_the_engine_does_not_wait_for_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefix_store, "MAX_PENDING_BYTES", 2 * len(STATE))
+    may_write, write = threading.Event(), folder.write
+    monkeypatch.setattr(folder, "write", lambda *what: may_write.wait(20) and write(*what))
+    store = PrefixStore(len(STATE), folder, 1 << 20)
+    for number in range(12):
+        store.put([number, *TOKENS], STATE)
+    may_write.set()
+    store.close()
+    assert 0 < len(Folder(str(tmp_path), BINDING).index()) < 12

@@ -477,6 +477,35 @@ def test_a_child_that_does_not_stop_in_a_second_is_killed():
     assert front.end(KILL) == [policy.Finish()]
 
 
+def test_a_child_that_saves_is_killed_only_if_it_takes_too_long():
+    front = Front().up()
+    front.do(policy.StopAsked())
+    while front.now < front.limits.save_s - 1:
+        front.tick(beats=False, phase="save")
+        assert front.policy.next_wake(front.now) > 0, "no busy waiting"
+    assert "Kill" not in kinds(front.actions)
+    for _ in range(8):
+        front.tick(beats=False, phase="save")
+    assert kinds(front.actions).count("Kill") == 1
+
+
+def test_a_child_that_has_saved_and_hangs_is_killed_at_once():
+    front = Front().up()
+    front.do(policy.StopAsked())
+    for _ in range(20):
+        front.tick(phase="save")
+    front.tick(phase="close")
+    assert kinds(front.actions).count("Kill") == 1
+
+
+def test_whoever_asks_twice_to_stop_does_not_wait():
+    front = Front().up()
+    front.do(policy.DrainAsked(5.0))
+    assert kinds(front.do(policy.StopAsked())) == ["Kill"]
+    assert kinds(front.do(policy.StopAsked())) == []
+    assert front.end(KILL) == [policy.Finish()]
+
+
 @pytest.mark.parametrize("when", ["before", "loading", "ready", "restarting", "failed"])
 def test_a_stop_finishes_in_every_state(when):
     front = Front(Limits(backoff_s=(5.0,)))

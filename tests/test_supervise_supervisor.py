@@ -288,6 +288,30 @@ def test_a_drain_that_takes_too_long_tells_the_rest():
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("save_s, has_time", [(0.6, True), (60.0, False)])
+def test_a_stop_waits_for_what_outlives_the_engine_but_not_for_ever(tmp_path, save_s, has_time):
+    limits = Limits(stop_grace_s=0.1, save_s=30.0 if has_time else 0.3, tick_s=0.02)
+    engine = supervisor(limits, saved=str(tmp_path / "saved"), save_s=save_s)
+    engine.start()
+    began = time.monotonic()
+    engine.drain(1.0)
+    assert (tmp_path / "saved").exists() == has_time
+    assert has_time or time.monotonic() - began < 10
+
+
+def test_a_second_stop_does_not_wait(tmp_path):
+    engine = supervisor(Limits(tick_s=0.02), saved=str(tmp_path / "saved"), save_s=60.0)
+    engine.start()
+    drain = threading.Thread(target=engine.drain, args=(1.0,))
+    drain.start()
+    wait_for(lambda: engine._line.child.breadcrumb.read().phase == "save")
+    began = time.monotonic()
+    engine.stop()
+    drain.join(10)
+    assert time.monotonic() - began < 5
+    assert not drain.is_alive() and not (tmp_path / "saved").exists()
+
+
 @posix_only
 @pytest.mark.parametrize("state", ["loading", "ok", "hung", "restarting", "unread"])
 def test_a_stop_leaves_no_child_in_any_state(state):

@@ -225,7 +225,9 @@ class Engine:
         for live in list(self._live.values()):
             self._drop(live)
         self._desk.close()
+        self._mark("save", "", self._decoding.step)  # may take its time: supervise/watchdog.py
         self._scheduler.cache.close()
+        self._mark("close", "", self._decoding.step)
         self._decoding.close()
         self._embedder.close()
         self._guessing.close()

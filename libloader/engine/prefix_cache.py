@@ -287,6 +287,7 @@ class PrefixCache:
 
     def close(self) -> None:
         """Save what the slots hold where that outlives this process, and wait for it."""
+        self._store.begin_to_close()
         if self._moving is not None:
             self._keep_saved(self._moving[1])
         for slot in self.slots.all if self._store.outlives_us else ():

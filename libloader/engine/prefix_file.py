@@ -117,26 +117,26 @@ class Folder:
         """Return the state of `tokens`; None if the file is not exactly what was written."""
         try:
             with self._open(name) as file:
-                data = file.read()
+                n_bytes = os.fstat(file.fileno()).st_size
+                n_state = max(0, n_bytes - file_bytes(len(tokens), len(adapters), 0))
+                head = self._head(tokens, adapters, n_state)
+                # In pieces: a state is too large to be in memory twice for a moment.
+                begin, state, end = file.read(len(head)), file.read(n_state), file.read()
         except OSError as error:
             logger.info("cached prefix %r cannot be read: %s", name, error)
             return None
-        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-        start = len(self._head(tokens, adapters, 0))
-        head = self._head(tokens, adapters, max(0, len(body) - start))
-        if body[:start] != head or _digest(body) != digest:
+        if begin != head or end != _digest(head, state):
             logger.warning("cached prefix %r is damaged or foreign; it is ignored", name)
             return None
-        return body[start:]
+        return state
 
     def write(self, name: str, tokens: list[int], adapters: Adapters, state: bytes) -> bool:
         """Write a state, atomically; False if it is not there, as ever after the first failure."""
         if not self.is_writable:
             return False
-        body = self._head(tokens, adapters, len(state)) + state
         unfinished = os.path.join(self._path, f"{name}.{os.urandom(8).hex()}{UNFINISHED}")
         try:
-            self._write_whole(unfinished, body)
+            self._write_whole(unfinished, self._head(tokens, adapters, len(state)), state)
             os.replace(unfinished, os.path.join(self._path, name))
             return True
         except FileExistsError:
@@ -229,11 +229,11 @@ class Folder:
         flags |= getattr(os, "O_NONBLOCK", 0)
         return os.fdopen(os.open(os.path.join(self._path, name), flags), "rb")
 
-    def _write_whole(self, path: str, body: bytes) -> None:
+    def _write_whole(self, path: str, *parts: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-            file.write(body)
-            file.write(_digest(body))
+            for part in (*parts, _digest(*parts)):
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
 
@@ -249,8 +249,11 @@ class Folder:
         logger.warning("prefixes are no longer saved in %s: %s", self._path, error)
 
 
-def _digest(body: bytes) -> bytes:
-    return digests.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+def _digest(*parts: bytes) -> bytes:
+    digest = digests.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _packed(tokens: list[int]) -> bytes:

@@ -11,9 +11,10 @@ Laws:
 - No call's cost grows with the number of states: the engine thread makes them all.
 - The disk level counts whole files, those of other models, libraries and settings too: these are of
   no use here and go first (prefix_file.py says what that means for two servers on one folder).
-- The engine thread never waits for a disk: files are read and written by one thread here. A disk
-  that is full, gone or read-only ends the saving with one warning, never the serving; what it then
-  does not hold is dropped, so that nobody is promised it or waits for it.
+- The engine thread waits for a disk only at the end: one thread here reads and writes the files,
+  and what a disk that is behind has no time for is lost. A disk that is full, gone or read-only
+  ends the saving with one warning, never the serving; what it then does not hold is dropped, so
+  that nobody is promised it or waits for it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from libloader.core import Adapters
 from libloader.engine.prefix_file import Folder, file_bytes
 
 MAX_PENDING_BYTES = 64 << 20  # states that wait for the disk are in memory beside the RAM budget
+TELL_S = 2.0  # after which the end of a server says what it waits for
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class PrefixStore:
         self._in_ram: OrderedDict[Saved, None] = OrderedDict()
         self._on_disk: OrderedDict[Saved, None] = OrderedDict()
         self._pending: deque[tuple[Saved, Future[bool]]] = deque()  # the disk does them in order
+        self._is_closing = self._is_told = False
         self.on_drop: Callable[[Saved], None] = lambda saved: None
         self.n_ram_bytes = self._n_disk_bytes = self._n_pending_bytes = 0
         self._bytes_per_token = 0.0  # of the latest state; 0 = none was seen
@@ -156,14 +159,17 @@ class PrefixStore:
                 self.forget(saved)
                 self._forget_all_if_gone()
 
+    def begin_to_close(self) -> None:
+        """From now on wait for a disk that is behind, instead of going on without it."""
+        self._is_closing = True
+
     def close(self) -> None:
         """Bring to disk what is in RAM, and wait for it."""
-        if self.outlives_us:
-            for saved in list(self._in_ram):
-                if self._is_disk_behind():
-                    wait([write for _, write in self._pending])
-                self._leave_ram(saved)
+        self.begin_to_close()
+        for saved in list(self._in_ram) if self.outlives_us else ():
+            self._leave_ram(saved)
         if self._disk is not None:
+            self._wait_for_disk()
             self._disk.shutdown()
 
     def _level_of(self, saved: Saved) -> OrderedDict[Saved, None]:
@@ -197,7 +203,18 @@ class PrefixStore:
 
     def _is_disk_behind(self) -> bool:
         self.settle()
+        if self._is_closing and self._n_pending_bytes > MAX_PENDING_BYTES:
+            self._wait_for_disk()
         return self._n_pending_bytes > MAX_PENDING_BYTES
+
+    def _wait_for_disk(self) -> None:
+        """Wait until all is written that was to be; whoever waits with us learns for what."""
+        late = wait([write for _, write in self._pending], TELL_S).not_done
+        if late and not self._is_told:
+            self._is_told = True
+            logger.warning("the disk is slow: prefixes are still being saved")
+        wait(late)
+        self.settle()
 
     def _forget_all_if_gone(self) -> None:
         if self._folder is not None and self._folder.is_gone:

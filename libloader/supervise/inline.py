@@ -13,6 +13,7 @@ import time
 from typing import Callable
 
 from libloader import core, errors
+from libloader.supervise.limits import Limits
 from libloader.supervise.loop import (
     BuildEngine,
     Cancel,
@@ -40,6 +41,7 @@ class InlineEngine:
         self._delivers: dict[str, Deliver] = {}
         self._figures: dict[str, float] = {}
         self._state = "loading"
+        self._is_stopping = False
         self._progress = 0.0
         self._marked_at = time.monotonic()
         self._detail = ""
@@ -105,11 +107,12 @@ class InlineEngine:
 
     def stop(self) -> None:
         """As Supervisor.stop; a native call that runs is waited for, but not for long."""
-        self._state = "draining"
+        patience_s = _STOP_PATIENCE_S if self._is_stopping else Limits().save_s
+        self._state, self._is_stopping = "draining", True
         if self._loop is not None:
             self._loop.post(Stop())
         if self._thread.is_alive():
-            self._thread.join(_STOP_PATIENCE_S)
+            self._thread.join(patience_s)
         self._fail_all(errors.ServerDraining("the server is shutting down"))
 
     # --- engine thread -------------------------------------------------------------------------

@@ -32,4 +32,5 @@ class Limits:
 
     n_queue: int = 128  # requests that may wait for a slot, unless the settings say otherwise
     stop_grace_s: float = 1.0  # between the wish to stop and SIGKILL
+    save_s: float = 60.0  # instead, where prefixes are on their way to --cache-dir
     tick_s: float = 0.25  # how often the front looks at the breadcrumb

@@ -26,7 +26,7 @@ from libloader.supervise.ledger import Ledger
 from libloader.supervise.limits import Limits
 from libloader.supervise.lines import Lines
 from libloader.supervise.restarts import RestartPolicy
-from libloader.supervise.watchdog import Watchdog
+from libloader.supervise.watchdog import SAVING, Watchdog
 
 # --- what happens ------------------------------------------------------------------------------
 
@@ -153,6 +153,7 @@ class Policy:
         self._child = "none"
         self._spawn_at: float | None = None
         self._kill_at: float | None = None  # patience with a child that was asked to stop
+        self._saved_by = 0.0  # until when it is spared while it saves
         self._drain_until: float | None = None
         self._killed_as: Exit | None = None  # how the child ended, if we ended it ourselves
         self._refusal: errors.IgllamaError | None = None  # why the child did not start
@@ -294,11 +295,18 @@ class Policy:
         if self._spawn_at is not None and self._now >= self._spawn_at and not self._stopping:
             self._spawn()
         if self._kill_at is not None and self._now >= self._kill_at:
-            self._kill_at = None
-            self._kill(KILLED)
+            self._lose_patience(tick.phase)
         if self._drain_until is not None and self._now >= self._drain_until:
             self._drain_until = None
             self._stop()
+
+    def _lose_patience(self, phase: str) -> None:
+        """The grace of a child that was asked to stop is over; it may go on saving."""
+        if phase == SAVING and self._now < self._saved_by:
+            self._kill_at = self._now + self._limits.tick_s
+        else:
+            self._kill_at = None
+            self._kill(KILLED)
 
     def _watch(self, tick: Ticked) -> None:
         self._watchdog.look(self._now, tick.beat, tick.phase)
@@ -457,6 +465,8 @@ class Policy:
         self._drain_until = drain.until
 
     def _on_stop_asked(self, _: StopAsked) -> None:
+        if self._stopping:  # whoever asks twice does not want to wait
+            self._kill(KILLED)
         self._stop()
 
     def _stop(self) -> None:
@@ -471,6 +481,7 @@ class Policy:
         elif self._child != "dying":
             self._send({"op": "stop"})
             self._kill_at = self._now + self._limits.stop_grace_s
+            self._saved_by = self._now + self._limits.save_s
 
     def _finish(self) -> None:
         if not self._finished:

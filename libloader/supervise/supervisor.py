@@ -61,6 +61,7 @@ class Supervisor:
         self._turn = threading.Lock()
         self._answer: queue.SimpleQueue[errors.IgllamaError | None] = queue.SimpleQueue()
         self._over = threading.Event()
+        self._patience_s = options.limits.save_s + _STOP_PATIENCE_S
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._do: dict[type[Any], Callable[[Any], None]] = {
             policy.Spawn: self._spawn,
@@ -124,14 +125,17 @@ class Supervisor:
     def drain(self, timeout_s: float) -> None:
         """Take no more requests, wait for the running ones, fail the rest, stop; then return."""
         self._put(policy.DrainAsked(time.monotonic() + timeout_s))
-        self._over.wait(timeout_s + _STOP_PATIENCE_S)
+        self._over.wait(timeout_s + self._patience_s)
         self.stop()
 
     def stop(self) -> None:
-        """End now: running requests fail with ServerDraining. Returns when the child is gone."""
+        """End now: running requests fail with ServerDraining. Returns when the child is gone.
+
+        It may save prefixes before, for limits.save_s at most; a second call spares it nothing.
+        """
         self._put(policy.StopAsked())
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_PATIENCE_S)
+            self._thread.join(self._patience_s)
 
     def _put(self, happening: policy.Happening) -> None:
         self._inbox.put(happening)

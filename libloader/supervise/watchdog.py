@@ -12,6 +12,7 @@ from collections import deque
 
 from libloader.supervise.limits import Limits
 
+SAVING = "save"  # the phase in which a child that ends brings to disk what outlives it
 _WINDOW = 256  # steps remembered
 
 
@@ -22,6 +23,7 @@ class Watchdog:
             "": limits.hung_load_s,  # a new interpreter that has not come to its first mark
             "load": limits.hung_load_s,
             "prefill": limits.hung_prefill_s,
+            SAVING: limits.save_s,
         }
         self._steps_ms: deque[float] = deque(maxlen=_WINDOW)
         self._beat = -1
