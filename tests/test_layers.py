@@ -101,6 +101,7 @@ def standard_library() -> set[str]:
         folder = Path(sysconfig.get_paths()["stdlib"])
         files = [*folder.iterdir(), *(folder / "lib-dynload").glob("*")]
         names = {path.name.split(".")[0] for path in files} | set(sys.builtin_module_names)
+        names.add("msvcrt")  # of Windows alone
     return set(names)
 
 
