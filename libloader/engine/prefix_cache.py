@@ -54,6 +54,15 @@ class Known(NamedTuple):
         return isinstance(self.holder, Slot) and self.holder.sequence is not None
 
 
+class Moving(NamedTuple):
+    """What had to go for a running sequence, on its way into `slot`."""
+
+    slot: Slot
+    tokens: list[int]
+    state: bytes
+    adapters: Adapters
+
+
 class PrefixCache:
     """Knows all holders of prefixes. Engine thread only."""
 
@@ -63,7 +72,7 @@ class PrefixCache:
         self._store = store
         self._tree = PrefixForest()
         self._clock = 0  # counts releases: orders idle slots by last use
-        self._moving: tuple[Slot, Saved] | None = None  # what is to be put into which slot
+        self._moving: Moving | None = None
         store.on_drop = self._tree.remove
         for saved in store:
             self._tree.insert(saved.tokens, saved)
@@ -194,9 +203,8 @@ class PrefixCache:
         assert source is not None and target.sequence is None
         self.bring_back()
         if self._moving is None and self._can_move(target):
-            state = self.slots.state(target)
-            evicted = Saved(list(target.tokens), target.adapters, len(state), state, "")
-            self._moving = source, evicted
+            tokens, state = list(target.tokens), self.slots.state(target)
+            self._moving = Moving(source, tokens, state, target.adapters)
             self._drop(target)
         elif target.tokens:
             self._vacate(target)
@@ -217,15 +225,15 @@ class PrefixCache:
         """Give who had to go for a moving sequence its slot, as soon as libllama lets us."""
         if self._moving is None:
             return
-        slot, evicted = self._moving
+        slot, tokens, state, adapters = self._moving
         is_free = slot.sequence is None and not slot.tokens
         if is_free and not self.slots.can_restore(slot):
             return
         self._moving = None
         if not is_free:
-            self._keep_saved(evicted)
-        elif evicted.state is not None and self.slots.restore(slot, evicted.tokens, evicted.state):
-            slot.adapters = evicted.adapters
+            self._put(tokens, state, adapters)
+        elif self.slots.restore(slot, tokens, state):
+            slot.adapters = adapters
             self._tree.insert(slot.tokens, slot)
 
     def shift(self, sequence: Sequence, slot: Slot, start: int, end: int) -> None:
@@ -289,7 +297,7 @@ class PrefixCache:
         """Save what the slots hold where that outlives this process, and wait for it."""
         self._store.begin_to_close()
         if self._moving is not None:
-            self._keep_saved(self._moving[1])
+            self._put(*self._moving[1:])
         for slot in self.slots.all if self._store.outlives_us else ():
             if slot.n_pure == len(slot.tokens):
                 self._save(slot)
@@ -342,15 +350,12 @@ class PrefixCache:
         for shorter in self._tree.beginnings(tokens, slot.adapters) if self.slots.can_cut else ():
             if isinstance(shorter, Saved):
                 self._store.forget(shorter)
-        state = self.slots.state(slot)
-        self._keep_saved(Saved(tokens, slot.adapters, len(state), state, ""))
+        self._put(tokens, self.slots.state(slot), slot.adapters)
 
-    def _keep_saved(self, wish: Saved) -> None:
-        """Let the store have a state, if it has room."""
-        assert wish.state is not None
-        saved = self._store.put(wish.tokens, wish.state, wish.adapters)
+    def _put(self, tokens: list[int], state: bytes, adapters: Adapters) -> None:
+        saved = self._store.put(tokens, state, adapters)
         if saved is not None:
-            self._tree.insert(wish.tokens, saved)
+            self._tree.insert(tokens, saved)
 
     def _is_elsewhere(self, slot: Slot) -> bool:
         """Return True if another holder can give all of `slot`; saved ones are used by that."""
