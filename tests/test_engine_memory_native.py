@@ -153,3 +153,19 @@ def test_a_saved_state_never_gets_into_a_copy_of_somebody_else(open_engine, nati
     assert warm.figures()["n_hits_ram"] > 0 and seen_b[2] > 100
     check_same(seen_b, answers(cold, ask("cold b", b, cache_prompt=False))[0])
     check_same(seen_c, answers(cold, ask("cold c", c, cache_prompt=False))[0])
+
+
+@pytest.mark.parametrize("kind", ["pocket", "swa"])
+def test_who_changed_its_slot_for_a_running_sequence_is_what_it_was(open_engine, kind, request):
+    path = request.getfixturevalue("swa_path") if kind == "swa" else POCKET
+    warm = open_engine(path, kv_unified=False, n_parallel=3, cache_ram_mib=0)
+    cold = open_engine(path, kv_unified=False)
+    brief = ask("brief", pieces(2, 60), n=3)
+    seen = answers(warm, ask("a", pieces(1, 60), n=60), brief, ask("c", pieces(3, 60), n=60))
+    more = [*pieces(2, 60), *seen[1][0], 150]
+    (again,) = answers(warm, ask("again", more))
+    assert again[2] >= 62 and warm.figures()["n_hits_kv"] >= 62
+    check_same(again, answers(cold, ask("cold", more, cache_prompt=False))[0])
+    for number, name in ((0, "a"), (2, "c")):
+        alone = ask(f"cold {name}", pieces(number + 1, 60), n=60, cache_prompt=False)
+        check_same(seen[number], answers(cold, alone)[0])
