@@ -21,7 +21,7 @@ PREFIX_TOKENS = 2000
 TAIL_WORDS = 8
 KNOWN_PART = 0.95  # of the prefix at least must come from the cache
 ROOMY = ("-c", "2560")
-RAM_MIB = "2048"  # so that a prefix of M fits: 229 MB
+RAM_MIB = "512"  # two prefixes of M; a third one takes memory that was used before
 
 
 class Prefix:
