@@ -93,10 +93,10 @@ def describe_exit(returncode: int) -> Exit:
 def body_key(request: core.Request) -> str:
     """Return a hash over what the engine works on: equal for a body that is sent again.
 
-    Neither the id nor the seed (drawn anew for each request) nor who asks takes part.
+    Neither the id nor the seed (drawn anew for each request) nor who asks, and how, takes part.
     """
     body = core.to_wire(request)
-    for name in ("id", "fair_key", "deadline_s", "resume"):
+    for name in ("id", "fair_key", "deadline_s", "streamed", "resume"):
         del body[name]
     body["sampling"]["seed"] = 0
     return digests.sha256(json.dumps(body, sort_keys=True).encode("utf-8", "replace")).hexdigest()
