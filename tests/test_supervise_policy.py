@@ -479,7 +479,7 @@ def test_a_child_that_does_not_stop_in_a_second_is_killed():
 
 def test_a_child_that_saves_is_killed_only_if_it_takes_too_long():
     front = Front().up()
-    front.do(policy.StopAsked())
+    front.do(policy.DrainAsked(5.0))
     while front.now < front.limits.save_s - 1:
         front.tick(beats=False, phase="save")
         assert front.policy.next_wake(front.now) > 0, "no busy waiting"
@@ -491,10 +491,29 @@ def test_a_child_that_saves_is_killed_only_if_it_takes_too_long():
 
 def test_a_child_that_has_saved_and_hangs_is_killed_at_once():
     front = Front().up()
-    front.do(policy.StopAsked())
+    front.do(policy.DrainAsked(5.0))
     for _ in range(20):
         front.tick(phase="save")
     front.tick(phase="close")
+    assert kinds(front.actions).count("Kill") == 1
+
+
+def test_requests_that_took_too_long_leave_their_engine_time_to_save():
+    front = Front().up()
+    front.submit("a")
+    front.do(policy.DrainAsked(2.0))
+    for _ in range(40):
+        front.tick(phase="save")
+    assert front.failures() and "Kill" not in kinds(front.actions)
+
+
+def test_a_stop_amid_a_drain_leaves_no_time_to_save():
+    front = Front().up()
+    front.submit("a")
+    front.do(policy.DrainAsked(30.0))
+    front.do(policy.StopAsked())
+    for _ in range(5):
+        front.tick(phase="save")
     assert kinds(front.actions).count("Kill") == 1
 
 

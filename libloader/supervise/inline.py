@@ -41,7 +41,6 @@ class InlineEngine:
         self._delivers: dict[str, Deliver] = {}
         self._figures: dict[str, float] = {}
         self._state = "loading"
-        self._is_stopping = False
         self._progress = 0.0
         self._marked_at = time.monotonic()
         self._detail = ""
@@ -103,12 +102,14 @@ class InlineEngine:
         until = time.monotonic() + timeout_s
         while self._delivers and time.monotonic() < until:
             time.sleep(_POLL_S)
-        self.stop()
+        self._end(Limits().save_s)
 
     def stop(self) -> None:
         """As Supervisor.stop; a native call that runs is waited for, but not for long."""
-        patience_s = _STOP_PATIENCE_S if self._is_stopping else Limits().save_s
-        self._state, self._is_stopping = "draining", True
+        self._end(_STOP_PATIENCE_S)
+
+    def _end(self, patience_s: float) -> None:
+        self._state = "draining"
         if self._loop is not None:
             self._loop.post(Stop())
         if self._thread.is_alive():

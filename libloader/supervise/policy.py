@@ -186,7 +186,7 @@ class Policy:
         if self._child == "ready" and not self._stopping:
             self._send_due()
         if self._drain_until is not None and not self._stopping and not len(self._ledger):
-            self._stop()
+            self._stop(self._limits.save_s)
         actions, self._actions = self._actions, []
         return actions
 
@@ -298,7 +298,7 @@ class Policy:
             self._lose_patience(tick.phase)
         if self._drain_until is not None and self._now >= self._drain_until:
             self._drain_until = None
-            self._stop()
+            self._stop(self._limits.save_s)
 
     def _lose_patience(self, phase: str) -> None:
         """The grace of a child that was asked to stop is over; it may go on saving."""
@@ -465,11 +465,12 @@ class Policy:
         self._drain_until = drain.until
 
     def _on_stop_asked(self, _: StopAsked) -> None:
-        if self._stopping:  # whoever asks twice does not want to wait
+        if self._stopping:  # whoever asks after a drain does not want to wait
             self._kill(KILLED)
-        self._stop()
+        self._stop(0.0)
 
-    def _stop(self) -> None:
+    def _stop(self, save_s: float) -> None:
+        """Ask the child to end; it may take `save_s` longer if it saves."""
         if self._stopping:
             return
         self._stopping, self._spawn_at = True, None
@@ -481,7 +482,7 @@ class Policy:
         elif self._child != "dying":
             self._send({"op": "stop"})
             self._kill_at = self._now + self._limits.stop_grace_s
-            self._saved_by = self._now + self._limits.save_s
+            self._saved_by = self._now + save_s
 
     def _finish(self) -> None:
         if not self._finished:

@@ -61,7 +61,6 @@ class Supervisor:
         self._turn = threading.Lock()
         self._answer: queue.SimpleQueue[errors.IgllamaError | None] = queue.SimpleQueue()
         self._over = threading.Event()
-        self._patience_s = options.limits.save_s + _STOP_PATIENCE_S
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._do: dict[type[Any], Callable[[Any], None]] = {
             policy.Spawn: self._spawn,
@@ -123,19 +122,19 @@ class Supervisor:
         return self._policy.status(time.monotonic())
 
     def drain(self, timeout_s: float) -> None:
-        """Take no more requests, wait for the running ones, fail the rest, stop; then return."""
+        """Take no more requests, wait for the running ones, fail the rest, stop; then return.
+
+        The engine gets limits.save_s to save prefixes in, unless `stop` is called meanwhile.
+        """
         self._put(policy.DrainAsked(time.monotonic() + timeout_s))
-        self._over.wait(timeout_s + self._patience_s)
+        self._over.wait(timeout_s + self._options.limits.save_s + _STOP_PATIENCE_S)
         self.stop()
 
     def stop(self) -> None:
-        """End now: running requests fail with ServerDraining. Returns when the child is gone.
-
-        It may save prefixes before, for limits.save_s at most; a second call spares it nothing.
-        """
+        """End now: running requests fail with ServerDraining. Returns when the child is gone."""
         self._put(policy.StopAsked())
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(self._patience_s)
+            self._thread.join(_STOP_PATIENCE_S)
 
     def _put(self, happening: policy.Happening) -> None:
         self._inbox.put(happening)
