@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import math
+import threading
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ class FakeVocab:
         self.bos = bos
         self.eos = EOS
         self.special_tokens = tuple(PIECES[token].decode() for token in CONTROL)
+        self.eog_tokens = (EOS, IM_END)
         self.n_tokenized = 0
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
@@ -70,7 +72,7 @@ class FakeVocab:
         return b"" if token in CONTROL and not special else PIECES[token]
 
     def is_eog(self, token: int) -> bool:
-        return token in (EOS, IM_END)
+        return token in self.eog_tokens
 
     def pair(self, first: list[int], second: list[int]) -> list[int]:
         return [BOS, *first, EOS, *second, EOS]
@@ -101,6 +103,11 @@ class FakeBatch:
     def add(self, token: int, position: int, seq_id: int, wants_logits: bool) -> None:
         assert len(self.rows) < self.capacity, "libllama aborts here"
         self.rows.append((token, position, seq_id, wants_logits))
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        assert len(tokens) == len(self.rows)
+        rows = zip(tokens, self.rows)
+        self.rows = [(token, row[1] + 1, row[2], row[3]) for token, row in rows]
 
 
 UNWRITTEN = -1  # the past of a cell that a copy will fill, or that lost keys it needs
@@ -358,6 +365,21 @@ class FakeChain:
         self.closed = True
 
 
+class FakeCompany:
+    """Lets an engine cruise for as long as `goes_on` says; keeps what it was told, and by whom."""
+
+    def __init__(self, bench: Bench, goes_on: Callable[[], bool] = lambda: True) -> None:
+        self.goes_on = goes_on
+        self._bench = bench
+        self.told: list[Event] = []
+        self.threads: set[str] = set()
+
+    def tell(self, events: list[Event]) -> None:
+        self.told += events
+        self._bench.events += events
+        self.threads.add(threading.current_thread().name)
+
+
 class Bench:
     """An engine on fakes and what it said: submit, step until idle, read the answers by id."""
 
@@ -389,6 +411,7 @@ class Bench:
             breadcrumb=lambda *crumb: self.trail.append(crumb),
         )
         self.events: list[Event] = []
+        self.company: FakeCompany | None = None  # with one, the engine cruises
 
     def open_chain(self, sampling: Sampling) -> FakeChain:
         self.chains.append(self._open_chain(sampling))
@@ -407,7 +430,7 @@ class Bench:
     def step(self, n: int = 1) -> list[Event]:
         events: list[Event] = []
         for _ in range(n):
-            events += self.engine.step()
+            events += self.engine.step(self.company)
             self.engine.check_integrity()
             assert self.context.n_used == self.engine.n_cells_used or not self.context.kv_unified
         self.events += events

@@ -90,7 +90,7 @@ class FakeEngine:
         self._mark("save", "", self._step)
         self._save()
 
-    def step(self) -> list[core.Event]:
+    def step(self, company: object = None) -> list[core.Event]:
         self._step += 1
         while self._waiting and len(self._running) < self._n_slots:
             self._seat(self._waiting.popleft())

@@ -90,6 +90,15 @@ class Run:
         self.engine = engine
         self.events = []
         self.is_closed = False
+        self.cruises = False
+
+    # What an engine asks that cruises.
+
+    def goes_on(self):
+        return True
+
+    def tell(self, events):
+        self.events += events
 
     def close(self):
         if not self.is_closed:
@@ -106,7 +115,7 @@ class Run:
         self.engine.submit(Request(name, prompts=as_prompts, **fields))
 
     def step(self):
-        self.events += self.engine.step()
+        self.events += self.engine.step(self if self.cruises else None)
         self.engine.check_integrity()
 
     def finish(self):
@@ -135,15 +144,29 @@ def alone(open_engine, texts=TEXTS, model=None, **fields):
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
-def test_many_at_once_say_what_each_says_alone(open_engine, kv_unified):
+@pytest.mark.parametrize("cruises", [True, False])
+def test_many_at_once_say_what_each_says_alone(open_engine, kv_unified, cruises):
     expected = alone(open_engine)
     run = open_engine(kv_unified=kv_unified)
+    run.cruises = cruises
     for text in TEXTS:
         run.submit(text, text)
         run.step()
     run.finish()
     assert {text: run.tokens(text) for text in TEXTS} == expected
     assert all(expected.values())
+
+
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(seed=3), Sampling(seed=3, repeat_penalty=1.3, repeat_last_n=16)]
+)
+def test_a_cruise_says_what_single_steps_say(open_engine, sampling):
+    run = open_engine(n_parallel=1)
+    for run.cruises in (False, True):
+        run.submit(f"{run.cruises}", TEXTS[0], max_tokens=80, sampling=sampling)
+        run.finish()
+    assert run.tokens("True") == run.tokens("False")
+    assert run.end("True").usage.n_completion == run.end("False").usage.n_completion
 
 
 def test_sequences_that_change_their_slot_go_on_as_if_they_had_not(open_engine):

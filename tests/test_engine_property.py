@@ -9,7 +9,16 @@ from __future__ import annotations
 import random
 
 import pytest
-from fakes import EOS, IM_START, Bench, FakeChain, FakeContext, could_say, expected_tokens
+from fakes import (
+    EOS,
+    IM_START,
+    Bench,
+    FakeChain,
+    FakeCompany,
+    FakeContext,
+    could_say,
+    expected_tokens,
+)
 
 from libloader.core import ChoiceDone, RequestDone, RequestFailed, Sampling, TokenEvent
 from libloader.engine.prefix_store import PrefixStore
@@ -90,6 +99,7 @@ class Load:
             "fair_key": chance.choice(["", "x", "y"]),
             "sampling": Sampling(seed=NAN_SEED if chance.random() < 0.05 else 0),
             "cache_prompt": chance.random() < 0.9,
+            "streamed": chance.random() < 0.5,
             "lora": chance.choice(self.adapters),
         }
         self.asked[name] = {"prompt": prompt, **fields}
@@ -154,6 +164,16 @@ def test_every_request_gets_exactly_its_own_tokens_and_one_end(seed):
     load.run()
     for name in load.asked:
         load.check_request(name)
+
+
+@pytest.mark.parametrize("seed", range(200, 300))
+def test_a_cruising_engine_gives_every_request_the_same(seed):
+    load = Load(seed)
+    load.bench.company = FakeCompany(load.bench, lambda: load.chance.random() < 0.8)
+    load.run()
+    for name in load.asked:
+        load.check_request(name)
+    load.bench.engine.close()
 
 
 @pytest.mark.parametrize("seed", range(100, 120))

@@ -538,7 +538,8 @@ def test_histograms_count_queue_first_token_gaps_and_rows():
     bench.submit("a", [1] * 16, max_tokens=5)
     bench.submit("b", [1] * 16, max_tokens=1)
     bench.run()
-    figures = bench.engine.figures()
+    bench.engine.figures()
+    figures = bench.engine.figures()  # nothing is counted twice
     assert figures["queue_s_count"] == 2 and figures["queue_s_le_0.001"] == 1
     assert figures["first_token_s_le_0.025"] == 1 and figures["first_token_s_count"] == 2
     assert figures["token_gap_s_count"] == 4

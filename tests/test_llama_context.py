@@ -181,6 +181,26 @@ def test_rows_that_do_not_belong_into_a_batch_are_refused(context):
         batch.add(1, 1, 0, True)
 
 
+def test_rows_that_go_on_are_the_next_ones(context):
+    batch = Batch(context.model.lib, 4, context.n_seq_max)
+    once = [(5, 6), (7, 8)]
+    for start in range(2):
+        batch.clear()
+        for seq_id, token in enumerate(once[start]):
+            batch.add(token, start, seq_id, True)
+        assert context.decode(batch) == 0
+    expected = [list(context.logits_row(row)) for row in range(2)]
+    context.clear()
+    batch.clear()
+    for seq_id, token in enumerate(once[0]):
+        batch.add(token, 0, seq_id, True)
+    assert context.decode(batch) == 0
+    batch.go_on(once[1])
+    assert context.decode(batch) == 0
+    again = [list(context.logits_row(row)) for row in range(2)]
+    assert again == expected and context.seq_pos_max(1) == 1
+
+
 def test_a_full_cache_is_code_1_and_leaves_the_context_usable(open_context):
     context = open_context(n_ctx=32, n_parallel=1)
     n_done = 0

@@ -147,6 +147,62 @@ def test_a_stream_takes_the_tokens_of_others_along_in_their_order(monkeypatch):
     assert sum("TokenEvent" in each for each in kinds) >= 6
 
 
+class CruisingEngine(FakeEngine):
+    """Makes steps for as long as it may; tells the tokens of each but the last at once."""
+
+    def step(self, company=None):
+        events = super().step()
+        while company is not None and self._requests and company.goes_on():
+            company.tell(events)
+            events = super().step()
+        return events
+
+
+class Cruising(Stepped):
+    def __init__(self, monkeypatch, step_s: float) -> None:
+        super().__init__(monkeypatch, step_s)
+        self.meanwhile: list[Report] = []
+        engine = CruisingEngine(2, no_mark, self._work)
+        self._loop = EngineLoop(engine, self.reports.append, no_mark, self.tell)
+
+    def tell(self, report: Report) -> None:
+        self.meanwhile.append(report)
+        self.reports.append(report)
+
+
+def test_what_a_cruise_brings_is_told_meanwhile_and_in_order(monkeypatch):
+    cruising = Cruising(monkeypatch, 0.001)
+    kinds = cruising.run(ask("a", max_tokens=6), ask("b", max_tokens=9, streamed=False))
+    tokens = [(e.request_id, e.tokens) for each in cruising.reports for e in each.events
+              if isinstance(e, core.TokenEvent)]  # fmt: skip
+    alone = Stepped(monkeypatch, 0.001)
+    alone.run(ask("a", max_tokens=6), ask("b", max_tokens=9, streamed=False))
+    expected = [(e.request_id, e.tokens) for each in alone.reports for e in each.events
+                if isinstance(e, core.TokenEvent)]  # fmt: skip
+    assert sorted(tokens) == sorted(expected)
+    for name in "ab":
+        assert [t for t in tokens if t[0] == name] == [t for t in expected if t[0] == name]
+    assert len(cruising.meanwhile) >= 5
+    assert kinds[-1][-1] == "RequestDone"
+
+
+def test_a_cruise_ends_when_figures_are_due(monkeypatch):
+    cruising = Cruising(monkeypatch, loop_module.FIGURES_S / 2.5)
+    cruising.run(ask("a", max_tokens=20))
+    with_figures = [report for report in cruising.reports if report.figures]
+    assert len(with_figures) >= 6
+    steps_ms = [report.ms for report in cruising.reports]
+    assert max(steps_ms) == pytest.approx(loop_module.FIGURES_S / 2.5 * 1000)
+
+
+def test_a_cruise_ends_when_a_command_comes(monkeypatch):
+    cruising = Cruising(monkeypatch, 0.001)
+    cruising.run(ask("a", max_tokens=2))  # figures are new
+    assert cruising._loop.goes_on()
+    cruising._loop.post(Cancel("a"))
+    assert not cruising._loop.goes_on()
+
+
 def inline(**wishes: object) -> InlineEngine:
     settings = core.EngineSettings(model=json.dumps(wishes), n_parallel=2)
     return InlineEngine(settings, build_engine)

@@ -111,6 +111,17 @@ def test_kills_from_outside_cost_a_pause_and_no_character(stories):
         check(clients, stories)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_stream_alone_goes_on_after_its_engine_died_amid_it(stories, how):
+    with Started() as engine:
+        client = send(engine, ask("story-0", STORIES[0]))
+        wait_for(lambda: len(client.events) > 20)
+        os.kill(engine._line.child.pid, how)
+        client.wait(60)
+        assert (client.failure, client.text) == ("", stories[0])
+        assert engine.status().last_exit == how.name
+
+
 def test_a_frame_cut_in_half_costs_no_character(stories, monkeypatch):
     monkeypatch.setenv("IGLLAMA_FAULT", "ipc_write:abort:40:1")
     with Started() as engine:

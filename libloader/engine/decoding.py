@@ -5,6 +5,8 @@ request (the Listener: engine.py).
 
 Laws:
 - What libllama holds and what `Slots` says it holds are the same before and after each call here.
+- Streams alone, with a plan that is settled, need no more than their next tokens: their rows are in
+  the batch already (`repeats`); they may cruise (cruise.py).
 - No sequence fails for another's sake: a refused batch is halved until the one at fault is alone.
 """
 
@@ -12,9 +14,11 @@ from __future__ import annotations
 
 from typing import Callable, Protocol
 
+from libloader.core import Event
+from libloader.engine.cruise import Cruise
 from libloader.engine.guessing import Guessing
 from libloader.engine.ports import BatchPort, Breadcrumb, ContextPort
-from libloader.engine.sampling import Due, Sampling
+from libloader.engine.sampling import Due, Outcome, Sampling
 from libloader.engine.scheduler import Plan, Scheduler
 from libloader.engine.sequence import LiveRequest, Sequence
 from libloader.engine.timings import Counters
@@ -52,6 +56,7 @@ class Decoding:
         counters: Counters,
         listener: Listener,
         *,
+        ends: frozenset[int],
         n_vocab: int,
         n_sampling_threads: int,
         clock: Callable[[], float],
@@ -64,6 +69,7 @@ class Decoding:
         self._guessing = guessing
         self._counters = counters
         self._listener = listener
+        self._ends = ends  # tokens that end a text, for most requests
         self._clock = clock
         self._breadcrumb = breadcrumb
         self._in_hand: tuple[str, ...] = ()  # whose prompts are being decoded at this moment
@@ -72,15 +78,24 @@ class Decoding:
         self._ids = ""  # of the requests in `_plan`
         self._n_streams = 0  # in `_plan`: sequences with one token
         self._n_past = 0  # behind the rows of its prompts
+        self._rows: Rows = []  # of the batch as it is filled
+        self._due: list[Due] = []  # in the same order
+        self._is_next = False  # what the batch holds is `_plan`'s last step, and it went well
         self._sampling = Sampling(context, n_vocab, n_sampling_threads, self._mark_sampling)
 
-    def decode(self, plan: Plan) -> None:
-        """Decode `plan` and sample who is due; recover if it is refused."""
+    def decode(self, plan: Plan, n_guessed: int = 0) -> None:
+        """Decode `plan` and sample who is due; recover if it is refused. Hot: see Engine.step.
+
+        `n_guessed` tokens are in the drafts of its sequences.
+        """
         if plan is not self._plan:
             self._look_at(plan)
-        ids = self._ids
-        rows = self._fill(plan)
-        n_rows = self._batch.n_tokens
+        if self._is_next and not n_guessed:
+            self._batch.go_on([sequence.tokens[-1] for sequence, _ in plan])
+        else:
+            self._fill(plan)
+        self._is_next = False
+        ids, n_rows = self._ids, self._batch.n_tokens
         if not self._scheduler.cache.has_room(n_rows):
             self._breadcrumb("make_room", ids, self.step)
             self._scheduler.cache.make_room(n_rows)
@@ -100,18 +115,80 @@ class Decoding:
         if code != DECODED:
             self._recover(plan, code)
             return
-        n_streams, n_guessed = self._n_streams, sum([len(each.draft) for each, _ in plan])
+        n_streams = self._n_streams
         n_prompt_rows = n_rows - n_guessed - n_streams
-        self._commit(plan)
-        n_tokens = self._sample(rows)
+        self._is_next = n_rows == n_streams
+        self._commit(plan, n_rows)
+        n_tokens = self._tell(self._sampling.sample(self._due))
         seconds = self._clock() - started_s  # libllama may compute until the first sample
         self._scheduler.pace.note(n_streams, n_prompt_rows, n_guessed, seconds, self._n_past)
         if not n_prompt_rows:
             self._guessing.note(n_streams, n_guessed, n_tokens, seconds)
 
+    def repeats(self, plan: Plan) -> bool:
+        """True if `plan` is the last step's, of streams alone, and that went well."""
+        return self._is_next and plan is self._plan
+
+    def cruise(self, cruise: Cruise) -> list[Event]:
+        """Do what the last step did, which `repeats`, until `cruise` ends; return what it untold.
+
+        The last step of all may be one that ends it: then the listener gets that as ever.
+        """
+        said: list[list[int]] = []
+        started_s = self._clock()
+        code, outcomes = self._decode_on(cruise, said)
+        self._is_next = code == DECODED
+        self._breadcrumb("ipc_write", "", self.step)  # who waits now, waits for the front
+        events = cruise.finish()
+        self._catch_up(said, self._clock() - started_s)
+        if code != DECODED:
+            self._recover(self._plan, code)
+        elif outcomes:
+            self._commit(self._plan, len(self._plan))
+            self._tell(outcomes)
+        return events
+
+    def _decode_on(self, cruise: Cruise, said: list[list[int]]) -> tuple[int, list[Outcome]]:
+        """Add each step's tokens to `said`; return a refusal's code, or what ends it. Hot."""
+        batch, due, n_rows = self._batch, self._due, len(self._plan)
+        tokens = [sequence.tokens[-1] for sequence, _ in self._plan]
+        while True:
+            batch.go_on(tokens)
+            if n_rows > 1 or not said:  # of one request it is known for all of the cruise
+                self._breadcrumb("decode", self._ids, self.step)
+            try:
+                code = self._context.decode(batch)
+            except DecodeFailed:
+                code = REFUSED
+            if code != DECODED:
+                return code, []
+            sampling = self._sampling
+            outcomes = sampling.sample(due) if n_rows > 1 else [sampling.sample_one(due[0])]
+            tokens = [outcome[0] for outcome in outcomes if type(outcome) is list]
+            if len(tokens) < n_rows or not self._ends.isdisjoint(tokens):
+                return DECODED, outcomes
+            said.append(tokens)
+            if not cruise.say(tokens) or len(said) == cruise.n_most:
+                return DECODED, []
+            self.step += 1
+
+    def _catch_up(self, said: list[list[int]], seconds: float) -> None:
+        """Note what the ordinary steps of a cruise decoded and sampled, `seconds` in all."""
+        n_rows, n_steps = len(self._plan), len(said)
+        for (sequence, _), tokens in zip(self._plan, zip(*said)):
+            slot = sequence.slot
+            assert slot is not None
+            sequence.tokens += tokens
+            self._scheduler.slots.append(slot, sequence.tokens[len(slot.tokens) : -1])
+        self._counters.n_batches += n_steps
+        for _ in range(n_steps):
+            self._counters.batch_rows.add(n_rows)
+        if n_steps:
+            self._scheduler.pace.note(n_rows, 0, 0, seconds / n_steps)
+
     def _look_at(self, plan: Plan) -> None:
         """Find out what is the same in every step with this plan."""
-        self._plan = plan
+        self._plan, self._is_next = plan, False
         self._ids = " ".join(dict.fromkeys(sequence.live.request.id for sequence, _ in plan))
         self._n_streams = sum(n == 1 for _, n in plan)
         chunks = [(len(each.slot.tokens), n) for each, n in plan if n > 1 and each.slot]
@@ -130,8 +207,8 @@ class Decoding:
     def close(self) -> None:
         self._sampling.close()
 
-    def _fill(self, plan: Plan) -> Rows:
-        """Put the plan into the batch; return whose logits come out where."""
+    def _fill(self, plan: Plan) -> None:
+        """Put the plan into the batch; note whose logits come out where."""
         batch = self._batch
         batch.clear()
         rows: Rows = []
@@ -145,9 +222,9 @@ class Decoding:
                 rows.append((sequence, batch.n_tokens - 1))
                 for position, token in enumerate(sequence.draft, last + 1):
                     batch.add(token, position, seq_id, True)
-        return rows
+        self._rows, self._due = rows, [_due(sequence, row) for sequence, row in rows]
 
-    def _commit(self, plan: Plan) -> None:
+    def _commit(self, plan: Plan, n_rows: int) -> None:
         """Note in the mirror of the KV cache what was decoded."""
         slots = self._scheduler.slots
         for sequence, n in plan:
@@ -158,16 +235,12 @@ class Decoding:
             if start < sequence.n_prompt:
                 self._listener.on_prefill(sequence, start, n)
         self._counters.n_batches += 1
-        self._counters.batch_rows.add(self._batch.n_tokens)
+        self._counters.batch_rows.add(n_rows)
 
-    def _sample(self, rows: Rows) -> int:
-        """Sample who is due and tell; return the number of tokens."""
+    def _tell(self, outcomes: list[Outcome]) -> int:
+        """Tell what was sampled; return the number of tokens."""
         n_tokens = 0
-        due: list[Due] = []
-        for sequence, row in rows:
-            assert sequence.chain is not None, "a seated sequence has a chain"
-            due.append(Due(sequence.live.request.id, sequence.chain, row, sequence.draft))
-        for (sequence, row), outcome in zip(rows, self._sampling.sample(due)):
+        for (sequence, row), outcome in zip(self._rows, outcomes):
             if sequence.slot is None:  # another choice of its request failed a moment ago
                 continue
             if isinstance(outcome, IgllamaError):
@@ -233,3 +306,8 @@ class Decoding:
             self._counters.n_preempted += 1
         else:
             self._listener.on_no_room(sequence)
+
+
+def _due(sequence: Sequence, row: int) -> Due:
+    assert sequence.chain is not None, "a seated sequence has a chain"
+    return Due(sequence.live.request.id, sequence.chain, row, sequence.draft)

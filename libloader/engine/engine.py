@@ -17,7 +17,6 @@ Laws:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections import deque
@@ -40,6 +39,7 @@ from libloader.core import (
     line_of,
 )
 from libloader.engine.choosing import Choosing, Walk
+from libloader.engine.cruise import Company, Cruise, Teller
 from libloader.engine.decoding import Decoding
 from libloader.engine.embedder import Embedder, Input
 from libloader.engine.guessing import Guessing, Lookups, Source
@@ -60,6 +60,7 @@ from libloader.engine.scheduler import Plan, Scheduler
 from libloader.engine.sequence import STOP, LiveRequest, Sequence
 from libloader.engine.thinking import ThinkingChain
 from libloader.engine.timings import Average, Counters, timings_of, usage_of
+from libloader.engine.words import Words
 from libloader.errors import (
     DecodeFailed,
     IgllamaError,
@@ -70,7 +71,6 @@ from libloader.errors import (
 
 DEFAULT_QUEUE = 128
 MOMENT_S = 0.05  # how long a cancel may go unnoticed while nothing can be decoded
-CACHED_PIECES = 1 << 15  # tokens whose bytes are kept: a call into C costs a hundred look-ups
 NO_INFO = ModelInfo()
 
 
@@ -101,8 +101,7 @@ class Engine:
     ) -> None:
         self.info = info
         self._on_close = on_close
-        self._piece = functools.lru_cache(CACHED_PIECES)(model.vocab.piece)
-        self._is_eog = functools.lru_cache(CACHED_PIECES)(model.vocab.is_eog)
+        self._words = Words(model.vocab, special=False), Words(model.vocab, special=True)
         self._context = context
         self._open_chain = open_chain
         self._clock = clock
@@ -125,6 +124,7 @@ class Engine:
         self._next_deadline_s = math.inf  # no request that is known of runs out before
         self._service_s = {line: Average() for line in LINES}  # from the first work to the end
         self.counters = Counters()
+        self._teller = Teller(self._words, self.counters.token_gap_s)
         self._decoding = Decoding(
             context,
             batch,
@@ -132,6 +132,7 @@ class Engine:
             self._guessing,
             self.counters,
             listener=self,
+            ends=frozenset(model.vocab.eog_tokens),
             n_vocab=model.vocab.n_tokens,
             n_sampling_threads=n_sampling_threads,
             clock=clock,
@@ -173,7 +174,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when a step would do nothing."""
-        return not self._inbox and not self._live and not self._desk
+        return not self._inbox and not self._live and not self._desk.readings
 
     @property
     def n_running(self) -> int:
@@ -189,23 +190,27 @@ class Engine:
         """Distinct cells of the KV cache that hold a token, of live and of finished sequences."""
         return self._scheduler.slots.n_used()
 
-    def step(self) -> list[Event]:
+    def step(self, company: Company | None = None) -> list[Event]:
         """Bring everyone who runs one token further; return what happened. One thread only.
 
-        Hot, and cold: a model's weights have swept the caches since the last step, so what costs
-        time here is not what is computed but how much of the program is touched.
+        With `company` it may be many tokens, and some of what happened is told meanwhile. Hot, and
+        cold: see cruise.py.
         """
         self._decoding.step += 1
-        self._read_inbox()
-        if self._desk:
+        if self._inbox:
+            self._read_inbox()
+        if self._desk.readings:
             self._take_readings()
         if self._clock() >= self._next_deadline_s:
             self._end_overdue()
         plan = self._scheduler.go_on() or self._new_plan()
-        if plan:
-            if self._scheduler.slots.can_cut:  # what is guessed wrong can be taken back
-                self._guessing.prepare(plan)
-            self._decoding.decode(plan)
+        n_more = self._n_to_cruise(plan) if company is not None else 0
+        if n_more and company is not None:
+            self._cruise(plan, company, n_more)
+        elif plan:
+            # What is guessed wrong must be taken back.
+            n_guessed = self._guessing.prepare(plan) if self._scheduler.slots.can_cut else 0
+            self._decoding.decode(plan, n_guessed)
         if len(self._embedder):
             self._embed()
         elif not plan:
@@ -220,6 +225,21 @@ class Engine:
         self._admit()
         return self._scheduler.plan()
 
+    def _n_to_cruise(self, plan: Plan) -> int:
+        """Return how many steps of `plan` can be made before one that must be looked at."""
+        if not self._decoding.repeats(plan) or self._desk.readings or len(self._embedder):
+            return 0
+        if not all([sequence.is_plain for sequence, _ in plan]):
+            return 0
+        n_room = self._scheduler.cache.n_steps_of_room(len(plan))
+        return min(n_room, *[sequence.n_limit - len(sequence.tokens) - 1 for sequence, _ in plan])
+
+    def _cruise(self, plan: Plan, company: Company, n_most: int) -> None:
+        sequences = [sequence for sequence, _ in plan]
+        teller, until_s = self._teller, self._next_deadline_s
+        cruise = Cruise(sequences, company, teller, self._clock, n_most, until_s)
+        self._events[:0] = self._decoding.cruise(cruise)
+
     def close(self) -> None:
         """Drop all requests, free what the engine opened, then call `on_close`."""
         for live in list(self._live.values()):
@@ -228,6 +248,7 @@ class Engine:
         self._mark("save", "", self._decoding.step)  # may take its time: supervise/watchdog.py
         self._scheduler.cache.close()
         self._mark("close", "", self._decoding.step)
+        self._teller.close()
         self._decoding.close()
         self._embedder.close()
         self._guessing.close()
@@ -264,7 +285,7 @@ class Engine:
         A crash does not tell in which thread it was. So whoever is being read is suspected, alone,
         and tried again alone; if it was none of them, they will not be there the next time.
         """
-        if self._desk:
+        if self._desk.readings:
             phase, request_ids = ("prefill" if phase == "prefill" else "decode"), self._desk.ids
         self._breadcrumb(phase, request_ids, step)
 
@@ -356,7 +377,7 @@ class Engine:
         if thinking is None:
             return chain
         closing = Prompt(segments=((thinking.closing, True),), add_special=False)
-        return ThinkingChain(chain, thinking, self._reader.tokenize(closing), self._piece)
+        return ThinkingChain(chain, thinking, self._reader.tokenize(closing), self._bytes_of)
 
     def end(self, sequence: Sequence) -> None:
         """End one choice, and its request if it was the last."""
@@ -459,13 +480,13 @@ class Engine:
         if live.choosing is not None:
             self._walk_on(sequence, live.choosing, tokens, row)
             return
-        self._mark("detok", live.request.id, self._decoding.step)
-        wants_logprobs = live.request.top_logprobs >= 0
+        request = live.request
+        wants_logprobs = request.top_logprobs >= 0
         try:
             for each_row, token in enumerate(tokens, row):
                 text = self.take(sequence, token)
-                chances = self._logprobs(live.request, each_row, token) if wants_logprobs else None
-                event = TokenEvent(live.request.id, sequence.index, text, (token,), chances)
+                chances = self._logprobs(request, each_row, token) if wants_logprobs else None
+                event = TokenEvent(request.id, sequence.index, text, (token,), chances)
                 self._events.append(event)
                 if sequence.reason:
                     break
@@ -544,11 +565,15 @@ class Engine:
 
     def take(self, sequence: Sequence, token: int) -> str:
         request = sequence.live.request
-        ends = self._ends(request, token)
-        return sequence.take(token, self._piece(token, request.keep_special), ends)
+        words = self._words[request.keep_special]
+        if token not in words:
+            self._mark("detok", request.id, self._decoding.step)
+        word = words[token]
+        ends = word.is_eog and not request.sampling.ignore_eos
+        return sequence.take(token, word.piece, ends)
 
     def _ends(self, request: Request, token: int) -> bool:
-        return self._is_eog(token) and not request.sampling.ignore_eos
+        return self._words[True][token].is_eog and not request.sampling.ignore_eos
 
     def _logprobs(self, request: Request, row: int, token: int) -> tuple[Any, ...] | None:
         """Return core.TokenEvent's `logprobs`; the token that ends a choice is no part of them."""
@@ -559,7 +584,10 @@ class Engine:
         return ((token, self._piece_text(token), own, alternatives),)
 
     def _piece_text(self, token: int) -> str:
-        return self._piece(token, True).decode("latin-1")
+        return self._bytes_of(token, True).decode("latin-1")
+
+    def _bytes_of(self, token: int, special: bool) -> bytes:
+        return self._words[special][token].piece
 
     # -- embeddings -----------------------------------------------------------------------------
 

@@ -80,17 +80,21 @@ class Guessing:
         """Give `sequence`, which is new, its guesser."""
         sequence.guesser = self._source.open(sequence.tokens) if self._source else None
 
-    def prepare(self, plan: Many[tuple[Sequence, int]]) -> None:
-        """Set the `draft` of sequences in the next batch; only streams alone make wagers."""
+    def prepare(self, plan: Many[tuple[Sequence, int]]) -> int:
+        """Set the `draft` of sequences in the next batch; return how many tokens that are.
+
+        Only streams alone make wagers.
+        """
         if self._source is None and not any([sequence.guesser for sequence, _ in plan]):
             self._is_wager = False
-            return
+            return 0
         streams = [sequence for sequence, _ in plan if sequence.n_pending == 1]
         n_rows = sum(n for _, n in plan)
         n_sure = self._tell_sure(streams, self._n_most - n_rows)
         self._is_wager = self._source is not None and n_rows == len(streams) and not n_sure
         if self._is_wager:
             self._bet(streams)
+        return sum(len(sequence.draft) for sequence in streams)
 
     def note(self, n_streams: int, n_guessed: int, n_tokens: int, seconds: float) -> None:
         """Learn from the batch that was prepared; `n_tokens` came of it."""

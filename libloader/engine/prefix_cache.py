@@ -22,6 +22,7 @@ Laws:
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from typing import NamedTuple
 
@@ -257,6 +258,10 @@ class PrefixCache:
     def has_room(self, n_cells: int) -> bool:
         """True if `n_cells` are surely free: separate streams always have room for their own."""
         return not self.slots.unified or self.slots.n_surely_free() >= n_cells
+
+    def n_steps_of_room(self, n_rows: int) -> int:
+        """Return for how many batches of `n_rows` more cells `has_room` stays true."""
+        return self.slots.n_surely_free() // n_rows if self.slots.unified else sys.maxsize
 
     def make_room(self, n_cells: int) -> bool:
         """Evict idle slots, least recently used first, until `n_cells` are free, if that helps."""

@@ -51,26 +51,26 @@ class ReadingDesk:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._pool: ThreadPoolExecutor | None = None
-        self._readings: dict[str, Reading] = {}
+        self.readings: dict[str, Reading] = {}  # by request id, in the order in which they came
         self._since_s = 0.0  # when the last job ended, or the first came
 
     def __len__(self) -> int:
-        return len(self._readings)
+        return len(self.readings)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._readings
+        return request_id in self.readings
 
     @property
     def ids(self) -> str:
         """The requests that the thread may be busy with, separated by spaces; "" as a rule."""
-        return " ".join(self._readings) if self._readings else ""
+        return " ".join(self.readings) if self.readings else ""
 
     @property
     def results(self) -> list[Future[Any]]:
-        return [reading.result for reading in self._readings.values()]
+        return [reading.result for reading in self.readings.values()]
 
     def lives(self) -> list[LiveRequest]:
-        return [reading.live for reading in self._readings.values()]
+        return [reading.live for reading in self.readings.values()]
 
     def push(self, live: LiveRequest, steps: Steps, job: Job) -> None:
         """Do `job` beside the loop; `done` gives `steps` back when its result is there."""
@@ -81,28 +81,28 @@ class ReadingDesk:
             result = self._pool.submit(job)
         finally:
             threading.stack_size(usual)
-        self._since_s = self._since_s if self._readings else self._clock()
-        self._readings[live.request.id] = Reading(live, steps, result)
+        self._since_s = self._since_s if self.readings else self._clock()
+        self.readings[live.request.id] = Reading(live, steps, result)
 
     def done(self) -> Iterator[Reading]:
         """Take away all whose job is done."""
-        for name in [name for name, reading in self._readings.items() if reading.result.done()]:
+        for name in [name for name, reading in self.readings.items() if reading.result.done()]:
             self._since_s = self._clock()
-            yield self._readings.pop(name)
+            yield self.readings.pop(name)
 
     @property
     def is_overdue(self) -> bool:
-        return bool(self._readings) and self._clock() - self._since_s > OVERDUE_S
+        return bool(self.readings) and self._clock() - self._since_s > OVERDUE_S
 
     def drop(self, request_id: str) -> None:
         """Forget a reading; a job that has begun runs to its end, for nobody."""
-        reading = self._readings.pop(request_id)
+        reading = self.readings.pop(request_id)
         reading.result.cancel()
         reading.steps.close()
 
     def close(self) -> None:
         """Wait for the job that runs: it reads a vocabulary that is about to be freed."""
-        for name in list(self._readings):
+        for name in list(self.readings):
             self.drop(name)
         if self._pool is not None:
             self._pool.shutdown()

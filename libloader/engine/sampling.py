@@ -56,14 +56,18 @@ class Sampling:
         self._pool: ThreadPoolExecutor | None = None
 
     def sample(self, due: Many[Due]) -> list[Outcome]:
-        """Return the outcome for each, in order."""
+        """Return the outcome for each, in order. Hot."""
         n_groups = min(self._n_threads, len(due))
         if n_groups < 2 or len(due) * self._n_vocab < WORTH_THREADS:
-            return [self._sample_marked(item) for item in due]
+            outcomes: list[Outcome] = []
+            for item in due:
+                self._mark(item.request_id)
+                outcomes.append(self.sample_one(item))
+            return outcomes
         self._mark(" ".join(dict.fromkeys(item.request_id for item in due)))
         # The first look at the logits waits for the computation and puts the rows in order: that
         # must be over before other threads look.
-        first = self._sample_one(due[0])
+        first = self.sample_one(due[0])
         groups = [due[start::n_groups] for start in range(1, 1 + n_groups)]
         rest: list[Outcome] = [[]] * len(due)
         for start, outcomes in enumerate(self._in_threads(groups), 1):
@@ -82,13 +86,10 @@ class Sampling:
         return [self._sample_group(groups[0]), *(other.result() for other in others)]
 
     def _sample_group(self, group: Many[Due]) -> list[Outcome]:
-        return [self._sample_one(item) for item in group]
+        return [self.sample_one(item) for item in group]
 
-    def _sample_marked(self, item: Due) -> Outcome:
-        self._mark(item.request_id)
-        return self._sample_one(item)
-
-    def _sample_one(self, item: Due) -> Outcome:
+    def sample_one(self, item: Due) -> Outcome:
+        """Return the outcome of one row, unmarked."""
         tokens: list[int] = []
         try:
             if not item.draft:

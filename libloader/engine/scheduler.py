@@ -91,9 +91,11 @@ class Scheduler:
         it may take several batches (passes.py). A plan is settled, and good for more rounds, for as
         long as all who run are streams for which nothing else can be done.
         """
-        if not self._round and self._settled and (not self.waiting or self._is_busy):
+        if not self._round:
+            if not self._settled or (not self._is_busy and self.waiting):
+                return []
             self._begin_round(self._settled)
-        return self._round.popleft() if self._round else []
+        return self._round.popleft()
 
     def _begin_round(self, parts: list[Plan]) -> None:
         self._round.extend(parts)

@@ -95,6 +95,13 @@ class Sequence:
         return len(self.tokens) - self.n_prompt + self._n_forgotten
 
     @property
+    def is_plain(self) -> bool:
+        """True if its tokens need no more than to be told, until one ends it."""
+        request = self.live.request
+        is_watched = bool(request.stop) or request.top_logprobs >= 0 or self.guesser is not None
+        return not is_watched and self.live.choosing is None
+
+    @property
     def resumed(self) -> tuple[int, ...]:
         """Its tokens that the client has from an engine before this one."""
         resume = self.live.request.resume

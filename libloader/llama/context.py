@@ -141,7 +141,8 @@ class Context(Handle):
         if batch.n_tokens > limit:
             raise DecodeFailed(f"a batch of {batch.n_tokens} rows, the context takes {limit}")
         code: int = self._lib.llama_decode(self.pointer, batch.view())
-        self._interrupt.clear()
+        if self._interrupt.is_set:
+            self._interrupt.clear()
         self._n_rows = batch.n_tokens if code == 0 else 0
         if self._begun is not None and code == 0:
             self._begun |= batch.seq_ids_at_start()

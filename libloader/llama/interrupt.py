@@ -18,11 +18,14 @@ GO_ON, STOP = b"", b"\1"
 class Interrupt:
     """The flag of one context; keep it as long as the context. `works` tells if it has any effect.
 
+    `is_set` tells whether there is something to `clear`: a look at the flag itself costs more.
+
     In some builds the callback hangs; there none is set, and a decode runs to its end.
     """
 
     def __init__(self, lib: Any, context: Any) -> None:
         self._log = lib.log
+        self.is_set = False
         self._flag = ctypes.create_string_buffer(2)
         self.works = lib.has("abort_callback") and not lib.hazard("abort_hangs")
         if self.works:
@@ -36,11 +39,13 @@ class Interrupt:
         libllama calls that a failure, in several lines, which are hushed until `clear`.
         """
         if self.works:
-            self._log.hush_while(self._is_set)
+            self._log.hush_while(self._says_stop)
             self._flag.value = STOP
+            self.is_set = True  # not before: `clear` would come too early, and never again
 
     def clear(self) -> None:
+        self.is_set = False
         self._flag.value = GO_ON
 
-    def _is_set(self) -> bool:
+    def _says_stop(self) -> bool:
         return self._flag.value == STOP

@@ -1,8 +1,9 @@
 """The engine child's main: frames in, an engine loop, frames out, and an end with the front.
 
-Two threads. The main thread reads the pipe: commands go to the loop, the pipe's end ends the
-process at once, even while native code runs. The engine thread builds the engine and owns it; it
-has a large stack, because the grammar parser of libllama recurses.
+Two threads, and the engine's own. The main thread reads the pipe: commands go to the loop, the
+pipe's end ends the process at once, even while native code runs. The engine thread builds the
+engine and owns it; it has a large stack, because the grammar parser of libllama recurses. What it
+samples in a row (engine/cruise.py) a third one writes to the pipe, never both at a time.
 
 The process always ends by `os._exit`: its memory goes back whole, and no C++ destructor gets a
 chance to abort. What is worth doing in order (closing the engine) is done before.
@@ -53,6 +54,7 @@ class EngineChild:
         self._mark: Mark = ends.breadcrumb.mark
         self._write: Callable[[bytes], None] = self._write_frame
         self._handing_over = threading.Lock()
+        self._cruises = True
 
     # --- main thread ---------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class EngineChild:
         if planted:
             self._mark = faults.in_mark(self._mark, planted)
             self._write = faults.in_write(self._write, planted)
+            self._cruises = faults.spare_marks(planted)
         settings = core.from_wire(core.EngineSettings, message["settings"])
         logging.getLogger().setLevel(settings.log_level.upper())
         threading.stack_size(ENGINE_STACK_BYTES)
@@ -119,7 +122,8 @@ class EngineChild:
     def _serve(self, settings: core.EngineSettings) -> int:
         self._mark("load", "", 0)
         engine = self._build_engine(settings, self._progress(), self._mark)
-        loop = EngineLoop(engine, self._emit, self._mark)
+        meanwhile = self._emit if self._cruises else None
+        loop = EngineLoop(engine, self._emit_marked, self._mark, meanwhile)
         with self._handing_over:
             for command in self._early:
                 loop.post(command)
@@ -145,6 +149,11 @@ class EngineChild:
 
         return progress
 
+    def _emit_marked(self, report: Report) -> None:
+        """Send one step, and say so: nobody can be to blame for what happens now."""
+        self._mark("ipc_write", "", 0)
+        self._emit(report)
+
     def _emit(self, report: Report) -> None:
         """Send one step; an answer too long for a frame costs that request only."""
         try:
@@ -168,7 +177,6 @@ class EngineChild:
         self._send_frame(channel.encode(message))
 
     def _send_frame(self, frame: bytes) -> None:
-        self._mark("ipc_write", "", 0)
         self._write(frame)
 
     def _write_frame(self, frame: bytes) -> None:

@@ -118,6 +118,11 @@ def in_mark(mark: Mark, faults: list[Fault]) -> Mark:
     return marked
 
 
+def spare_marks(faults: list[Fault]) -> bool:
+    """Say whether none strikes at a phase of the engine: not every step of a cruise is marked."""
+    return all(fault.point == "ipc_write" for fault in faults)
+
+
 def in_write(write: Callable[[bytes], None], faults: list[Fault]) -> Callable[[bytes], None]:
     """Return `write` that may die in the middle of a frame."""
     planted = [fault for fault in faults if fault.point == "ipc_write"]

@@ -37,7 +37,7 @@ class EnginePort(Protocol):
     def submit(self, request: core.Request) -> None: ...
     def cancel(self, request_id: str) -> None: ...
     def interrupt(self, request_id: str = "") -> None: ...
-    def step(self) -> list[core.Event]: ...
+    def step(self, company: EngineLoop | None = None) -> list[core.Event]: ...
     def figures(self) -> Mapping[str, float]: ...
     def close(self) -> None: ...
 
@@ -70,18 +70,31 @@ class Report(NamedTuple):
 
 
 class EngineLoop:
-    """`post` is for any thread, everything else for the one that calls `run`."""
+    """`post` is for any thread, everything else for the one that calls `run`.
 
-    def __init__(self, engine: EnginePort, emit: Callable[[Report], None], mark: Mark) -> None:
+    With `emit_meanwhile` the engine may make many steps in a row (engine.cruise). That is then
+    called, instead of `emit`, by a thread of the engine's, while the one that calls `run` computes.
+    """
+
+    def __init__(
+        self,
+        engine: EnginePort,
+        emit: Callable[[Report], None],
+        mark: Mark,
+        emit_meanwhile: Callable[[Report], None] | None = None,
+    ) -> None:
         self._engine = engine
         self._emit = emit
+        self._emit_meanwhile = emit_meanwhile
         self._mark = mark
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._refused: list[core.Event] = []
         self._unseen: dict[str, bool] = {}  # whose tokens nobody looks at yet: it was heard of
         self._held: list[core.Event] = []
         self._longest_ms = 0.0  # of the steps since the last report
+        self._since = 0.0  # when the step that runs began
         self._figures_at = 0.0
+        self._is_idle = True  # there was nothing to do after the last step
 
     def post(self, command: Command) -> None:
         self._inbox.put(command)
@@ -97,7 +110,7 @@ class EngineLoop:
 
     def _take_commands(self) -> bool:
         """Apply what has arrived, waiting for it while there is nothing to do; False on Stop."""
-        waiting = self._engine.idle
+        waiting = self._is_idle
         if waiting:
             self._mark("idle", "", 0)
         while waiting or not self._inbox.empty():
@@ -132,30 +145,55 @@ class EngineLoop:
         self._refused.append(core.RequestFailed(request.id, errors.to_wire(error)))
 
     def _step(self) -> None:
-        started = time.monotonic()
-        events = self._engine.step()
+        self._since = time.monotonic()
+        events = self._engine.step(self if self._emit_meanwhile else None)
         now = time.monotonic()
-        self._longest_ms = max(self._longest_ms, (now - started) * 1000)
+        self._longest_ms = max(self._longest_ms, (now - self._since) * 1000)
         if self._refused:
             events, self._refused = [*self._refused, *events], []
+        self._is_idle = self._engine.idle
         figures = None
-        if now - self._figures_at >= FIGURES_S or self._engine.idle:
+        if self._is_idle or now - self._figures_at >= FIGURES_S:
             figures, self._figures_at = self._engine.figures(), now
         elif not events or (self._unseen and self._can_wait(events)):
             self._held += events
             return
-        self._report([*self._held, *events] if self._held else events, figures)
+        self._report(events, figures, self._emit)
+
+    # What an engine asks that makes many steps in a row: engine.cruise.Company.
+
+    def goes_on(self) -> bool:
+        """Say whether another step may follow at once. Hot."""
+        now = time.monotonic()
+        self._longest_ms = max(self._longest_ms, (now - self._since) * 1000)
+        self._since = now
+        return now - self._figures_at < FIGURES_S and self._inbox.empty()
+
+    def tell(self, events: list[core.Event]) -> None:
+        """Report what a step brought while the next one computes. The engine's other thread."""
+        assert self._emit_meanwhile is not None, "the engine was not asked to"
+        self._report(events, None, self._emit_meanwhile)
 
     def _can_wait(self, events: list[core.Event]) -> bool:
-        heard_of = self._unseen.get
-        return all([type(each) is core.TokenEvent and heard_of(each.request_id) for each in events])
+        heard_of = self._unseen
+        for event in events:
+            if type(event) is not core.TokenEvent or not heard_of.get(event.request_id):
+                return False
+        return True
 
-    def _report(self, events: list[core.Event], figures: Mapping[str, float] | None) -> None:
+    def _report(
+        self,
+        events: list[core.Event],
+        figures: Mapping[str, float] | None,
+        emit: Callable[[Report], None],
+    ) -> None:
+        if self._held:
+            events = [*self._held, *events]
         report = Report(self._longest_ms, events, figures)
         self._held, self._longest_ms = [], 0.0
         for event in events if self._unseen else ():
             self._note(event)
-        self._emit(report)
+        emit(report)
 
     def _note(self, event: core.Event) -> None:
         if isinstance(event, core.LAST_EVENTS):
