@@ -7,13 +7,15 @@
 
 A build is a folder below --builds (or IGLLAMA_BUILDS; by default below the temporary folder) that
 is named as npm's version of @node-llama-cpp; one that is not there is fetched and kept. Each build
-must load, tokenize, decode 16 greedy tokens and give an embedding; the table says in which build
-text or vector differ from the newest one's. Exit code 1 if a build fails or its text differs.
+must load, tokenize, decode 16 greedy tokens and give an embedding, on two threads (which stay or
+start anew, llama/threads.py); the table says in which build text or vector differ from the newest
+one's. Exit code 1 if a build fails or its text differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -35,6 +37,7 @@ from libloader.llama.batch import Batch  # noqa: E402
 from libloader.llama.context import Context  # noqa: E402
 from libloader.llama.model import Model  # noqa: E402
 from libloader.llama.sampler import SamplerChain  # noqa: E402
+from libloader.llama.threads import ThreadPools  # noqa: E402
 
 # One per group of builds that need another path: before and after the vocabulary got its own
 # handle, kv_self_*, enum flash attention, load modes, the newest.
@@ -63,6 +66,7 @@ class Row(NamedTuple):
     vector: tuple[float, ...] = ()
     pooling: str = ""
     load_ms: float = 0.0
+    threads_stay: bool = False
 
 
 # --- one build, in its own process --------------------------------------------------------------
@@ -73,11 +77,13 @@ def measure(build: str, folder: str, model_path: str) -> Row:
     started = time.monotonic()
     lib = find.find_library(folder, library.load)
     load_ms = (time.monotonic() - started) * 1000
-    settings = EngineSettings(n_ctx=N_CTX, n_batch=N_CTX, n_parallel=1, n_threads=1)
-    with Model.load(lib, model_path, settings) as model:
+    settings = EngineSettings(n_ctx=N_CTX, n_batch=N_CTX, n_parallel=1, n_threads=2)
+    with ThreadPools(lib) as pools, Model.load(lib, model_path, settings) as model:
         prompt = model.vocab.tokenize(PROMPT, True, True)
-        text, margins = greedy(lib, model, settings, prompt)
-        vector, pooling = embed(lib, model, settings)
+        open_context = functools.partial(Context, model, settings, pools=pools)
+        text, margins = greedy(lib, model, open_context, prompt)
+        vector, pooling = embed(lib, model, open_context)
+        threads_stay = pools.stay
     return Row(
         build=build,
         release=lib.release,
@@ -90,16 +96,20 @@ def measure(build: str, folder: str, model_path: str) -> Row:
         vector=tuple(vector),
         pooling=pooling,
         load_ms=load_ms,
+        threads_stay=threads_stay,
     )
 
 
 def greedy(
-    lib: library.Library, model: Model, settings: EngineSettings, prompt: Sequence[int]
+    lib: library.Library,
+    model: Model,
+    open_context: Callable[..., Context],
+    prompt: Sequence[int],
 ) -> tuple[str, list[float]]:
     """Return the text of the 16 likeliest next tokens, and how clear each choice was."""
     pieces, margins = [], []
     sampling = Sampling(temperature=0.0)
-    with Context(model, settings) as context, SamplerChain(model, sampling, N_CTX) as chain:
+    with open_context() as context, SamplerChain(model, sampling, N_CTX) as chain:
         batch = Batch(lib, N_CTX, 1)
         new: Sequence[int] = prompt
         position = 0
@@ -125,12 +135,14 @@ def decode(context: Context, batch: Batch, tokens: Sequence[int], position: int)
     return position + len(tokens)
 
 
-def embed(lib: library.Library, model: Model, settings: EngineSettings) -> tuple[list[float], str]:
+def embed(
+    lib: library.Library, model: Model, open_context: Callable[..., Context]
+) -> tuple[list[float], str]:
     """Return the mean-pooled vector of a text, of length 1, and who pooled it."""
     by_us = lib.hazard("mean_pooling")  # this build aborts on it: average its rows here
     pooling = "none" if by_us else "mean"
     tokens = model.vocab.tokenize(EMBEDDED, True, False)
-    with Context(model, settings, embeddings=True, pooling=pooling) as context:
+    with open_context(embeddings=True, pooling=pooling) as context:
         batch = Batch(lib, N_CTX, 1)
         for position, token in enumerate(tokens):
             batch.add(token, position, 0, True)
@@ -198,7 +210,17 @@ def table(rows: Sequence[Row]) -> list[str]:
     """Return the lines of the table and of the verdict; the last good row is the measure."""
     good = [row for row in rows if not row.error]
     reference = good[-1] if good else Row("")
-    columns = ("npm", "release", "layout", "functions", "load", "prompt", "text", "embedding")
+    columns = (
+        "npm",
+        "release",
+        "layout",
+        "functions",
+        "load",
+        "threads",
+        "prompt",
+        "text",
+        "embedding",
+    )
     cells = [columns, *(_cells(row, reference) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns) - 1)]
     lines = [
@@ -210,7 +232,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def _cells(row: Row, reference: Row) -> tuple[str, ...]:
     if row.error:
-        return (row.build, "failed", "", "", "", "", row.error, "")
+        return (row.build, "failed", "", "", "", "", "", row.error, "")
     likeness = cosine(row.vector, reference.vector)
     return (
         row.build,
@@ -218,6 +240,7 @@ def _cells(row: Row, reference: Row) -> tuple[str, ...]:
         row.layout,
         row.functions,
         f"{row.load_ms:.0f} ms",
+        "stay" if row.threads_stay else "anew",
         str(row.n_prompt),
         "same" if row.text == reference.text else repr(row.text),
         f"{likeness:.6f} {row.pooling}",

@@ -103,6 +103,7 @@ PROTOTYPES: tuple[tuple[str, str, str], ...] = (
     ("llama_set_causal_attn",              "void",   "ctx bool"),
     ("llama_set_warmup",                   "void",   "ctx bool"),
     ("llama_set_abort_callback",           "void",   "ctx ptr ptr"),
+    ("llama_attach_threadpool",            "void",   "ctx pool pool"),
     ("llama_synchronize",                  "void",   "ctx"),
     ("llama_perf_context",                 "perf_context", "ctx"),
     ("llama_perf_context_reset",           "void",   "ctx"),
@@ -179,6 +180,7 @@ PROTOTYPES: tuple[tuple[str, str, str], ...] = (
     ("ggml_backend_reg_count",             "size",    ""),
     ("ggml_backend_reg_get",               "reg",     "size"),
     ("ggml_backend_reg_name",              "str",     "reg"),
+    ("ggml_backend_reg_get_proc_address",  "ptr",     "reg str"),
     ("ggml_backend_dev_count",             "size",    ""),
     ("ggml_backend_dev_get",               "dev",     "size"),
     ("ggml_backend_dev_name",              "str",     "dev"),
@@ -189,6 +191,7 @@ PROTOTYPES: tuple[tuple[str, str, str], ...] = (
     ("ggml_backend_load_all_from_path",    "void",    "str"),
     ("ggml_set_abort_callback",            "ptr",     "ptr"),
     ("ggml_version",                       "str",     ""),
+    ("ggml_threadpool_params_init",        "void",    "ptr i32"),
 )
 # fmt: on
 
@@ -338,6 +341,10 @@ CAPABILITIES: tuple[Capability, ...] = (
                "backends in separate files"),
     Capability("fatal_text", "b5798", ("ggml_set_abort_callback",),
                "the text of a fatal error before the process dies"),
+    Capability("threadpool", "b3889",
+               ("llama_attach_threadpool", "ggml_threadpool_params_init",
+                "ggml_backend_reg_count", "ggml_backend_reg_get",
+                "ggml_backend_reg_get_proc_address"), "threads that stay between two steps"),
     Capability("ggml_release", "b5810", ("ggml_version",), "ggml's version"),
 )
 # fmt: on

@@ -30,6 +30,7 @@ from libloader.llama.batch import Batch
 from libloader.llama.context import Context, default_pooling, pooled_tokens
 from libloader.llama.model import Model
 from libloader.llama.sampler import SamplerChain
+from libloader.llama.threads import ThreadPools
 from libloader.llama.vocab import why_apart
 
 NO_SHIFT = (
@@ -50,23 +51,24 @@ def build_engine(
     started_s = time.monotonic()
     lib = find.find_library(settings.lib, library.load, lib_cache=settings.lib_cache)
     with contextlib.ExitStack() as stack:
+        pools = stack.enter_context(ThreadPools(lib))
         model = stack.enter_context(Model.load(lib, settings.model, settings, progress))
         if model.is_encoder_decoder:
             raise ModelLoadFailed(f"{settings.model}: encoder-decoder models are not supported")
         model.adapters += [lora.load(model, path) for path, _ in settings.lora]
-        context = stack.enter_context(Context(model, settings))
+        context = stack.enter_context(Context(model, settings, pools=pools))
         if settings.context_shift and not context.can_shift:
             raise ModelLoadFailed(NO_SHIFT.format(settings.model))
         info = describe(lib, model, context, settings)
         info = dataclasses.replace(info, load_ms=(time.monotonic() - started_s) * 1e3)
-        guesses = stack.enter_context(_draft_model(model, settings, info.n_ctx_slot))
+        guesses = stack.enter_context(_draft_model(model, settings, info.n_ctx_slot, pools))
         return Engine(
             model,
             context,
             settings,
             batch=Batch(lib, context.n_batch, context.n_seq_max),
             open_chain=functools.partial(_open_chain, model, info.n_ctx_slot),
-            open_embedder=functools.partial(_embedding_context, lib, model, settings),
+            open_embedder=functools.partial(_embedding_context, lib, model, settings, pools),
             store=_open_store(settings, lib, context),
             guesses=guesses,
             can_generate=model.generates,
@@ -178,7 +180,9 @@ def _open_chain(model: Model, n_ctx: int, sampling: Sampling) -> SamplerChain:
 
 
 @contextlib.contextmanager
-def _draft_model(model: Model, settings: EngineSettings, n_ctx: int) -> Iterator[DraftModel | None]:
+def _draft_model(
+    model: Model, settings: EngineSettings, n_ctx: int, pools: ThreadPools
+) -> Iterator[DraftModel | None]:
     """The small model that guesses for `model`, if one is wanted."""
     if not settings.model_draft:
         yield None
@@ -195,7 +199,7 @@ def _draft_model(model: Model, settings: EngineSettings, n_ctx: int) -> Iterator
         if difference or not small.generates:
             reason = difference or "it cannot write text"
             raise ModelLoadFailed(f"{settings.model_draft} cannot draft for this model: {reason}")
-        with Context(small, wishes) as context:
+        with Context(small, wishes, pools=pools) as context:
             yield DraftModel(
                 context,
                 Batch(model.lib, context.n_batch, context.n_seq_max),
@@ -207,7 +211,7 @@ def _draft_model(model: Model, settings: EngineSettings, n_ctx: int) -> Iterator
 
 @contextlib.contextmanager
 def _embedding_context(
-    lib: Any, model: Model, settings: EngineSettings
+    lib: Any, model: Model, settings: EngineSettings, pools: ThreadPools
 ) -> Iterator[tuple[Context, Batch]]:
     """A second context of one full batch, its cells shared by all inputs in it."""
     n_batch = pooled_tokens(model, settings)
@@ -218,5 +222,5 @@ def _embedding_context(
         n_batch=n_batch,
         kv_unified=True,
     )
-    with Context(model, wishes, embeddings=True) as context:
+    with Context(model, wishes, embeddings=True, pools=pools) as context:
         yield context, Batch(lib, n_batch, context.n_seq_max)

@@ -31,6 +31,7 @@ from libloader.llama.candidates import LogprobReader
 from libloader.llama.handle import Handle, require_in_range
 from libloader.llama.interrupt import Interrupt
 from libloader.llama.model import Model
+from libloader.llama.threads import ThreadPools
 
 # llama.h's enum llama_pooling_type
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
@@ -51,7 +52,7 @@ class Context(Handle):
     """Owner of a llama_context; close it before its model (closing the model does so).
 
     `embeddings` makes a context for pooled vectors instead of text: every prompt must then fit one
-    micro-batch, so n_ubatch becomes n_batch.
+    micro-batch, so n_ubatch becomes n_batch. `pools` must outlive the context.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Context(Handle):
         *,
         embeddings: bool = False,
         pooling: str = "",
+        pools: ThreadPools | None = None,
     ) -> None:
         self._lib, self.model = model.lib, model
         self.settings = settings
@@ -72,6 +74,8 @@ class Context(Handle):
             raise ModelLoadFailed(_why_refused(wishes))
         super().__init__("context", pointer, self._lib.llama_free, parent=model)
         self._lib.check_context(pointer, params)
+        if pools is not None:
+            pools.attach(pointer, wishes["n_threads"], wishes["n_threads_batch"])
         self.n_seq_max: int = wishes["n_seq_max"]
         self.kv_unified = bool(wishes["kv_unified"]) or "kv_unified" in unset
         self.embeddings = embeddings

@@ -27,6 +27,7 @@ from libloader.llama.batch import Batch  # noqa: E402
 from libloader.llama.context import Context  # noqa: E402
 from libloader.llama.model import Model  # noqa: E402
 from libloader.llama.sampler import SamplerChain  # noqa: E402
+from libloader.llama.threads import ThreadPools  # noqa: E402
 from libloader.protocol import chat  # noqa: E402
 
 FIRST_TOKEN = 300  # any ordinary token: what it says does not matter to the time
@@ -40,6 +41,7 @@ class RawLoop:
         self._settings = options.engine_settings(options.parse(flags, {}))
         self._lib = find.find_library(self._settings.lib, library.load)
         self._stack = stack
+        self._pools = stack.enter_context(ThreadPools(self._lib))
         model = Model.load(self._lib, self._settings.model, self._settings, lambda done: None)
         self._model = stack.enter_context(model)
         self._context: Context | None = None
@@ -136,8 +138,11 @@ class RawLoop:
 
     def _generating(self) -> Context:
         if self._context is None:
-            self._context = self._stack.enter_context(Context(self._model, self._settings))
+            self._context = self._stack.enter_context(self._made(self._settings))
         return self._context
+
+    def _made(self, settings: core.EngineSettings, **more: Any) -> Context:
+        return Context(self._model, settings, pools=self._pools, **more)
 
     def _embedding(self) -> Context:
         if self._embedding_context is None:
@@ -147,7 +152,7 @@ class RawLoop:
                 n_parallel=n_seq, n_ctx=-(-n_batch // n_seq), n_batch=n_batch, kv_unified=True,
                 n_threads=self._settings.n_threads,
             )  # fmt: skip
-            context = Context(self._model, wishes, embeddings=True)
+            context = self._made(wishes, embeddings=True)
             self._embedding_context = self._stack.enter_context(context)
         return self._embedding_context
 
