@@ -12,7 +12,7 @@ Laws:
   figure is the median of its repeats, of ratios wherever there is something to compare with.
 - This process is the client: one lean thread over plain sockets. What it costs itself is printed.
 - Lengths are fixed (ignore_eos), streams are greedy unless a row says otherwise, and everything
-  runs once before it is measured. Only ratios are comparable between runs.
+  runs once before it is measured, memory too. Only ratios are comparable between runs.
 - A row that misses its goal says "miss"; the exit code is 0 all the same unless --strict.
 
 The server of --against is taken as it is: start it with the same model, threads and slots. It is
@@ -39,10 +39,11 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from benching import costs, prefixes, speed, table  # noqa: E402
+from benching import costs, prefixes, processes, speed, table  # noqa: E402
 from benching.client import CLOCK, Target  # noqa: E402
 from benching.common import RowMaker, Run  # noqa: E402
 
+TOUCHED_BYTES = 2 << 30
 ROWS: dict[str, RowMaker] = {
     "streams-1-S": speed.streams(1, "S", 0.97),
     "streams-4-S": speed.streams(4, "S"),
@@ -108,6 +109,7 @@ def main() -> int:
         began = time.monotonic()
         facts = {"load_average_before": load_average(), "threads": threads(run)}
         print(f"load average {facts['load_average_before']}; threads: {facts['threads']}")
+        processes.touch_memory(TOUCHED_BYTES >> 2 if run.quick else TOUCHED_BYTES)
         print(table.heading(run.against is not None))
         rows = []
         for item in measured(run, chosen(options.rows)):

@@ -202,6 +202,15 @@ def test_the_memory_of_a_process_and_its_children_is_read():
         assert processes.memory_of(child.pid, "/no/model").pss > 1 << 20
 
 
+def test_of_the_free_memory_a_quarter_is_touched_at_most(monkeypatch):
+    sizes, real = [], processes.mmap.mmap
+    monkeypatch.setattr(processes.mmap, "mmap", lambda fd, n: sizes.append(n) or real(fd, n))
+    monkeypatch.setattr(processes.machine, "available_memory_bytes", lambda: 4 << 20)
+    processes.touch_memory(1 << 30)
+    processes.touch_memory(4097)
+    assert sizes == [1 << 20, 4097]
+
+
 def test_inputs_are_packed_in_order_by_rows_and_by_sequences():
     inputs = [[0] * n for n in (3, 3, 3, 1, 1, 1)]
     assert [[len(i) for i in group] for group in rawloop.packed(inputs, 6, 3)] == [

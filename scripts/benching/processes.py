@@ -6,6 +6,7 @@ Lives here: starting, stopping, asking /proc. Not here: what is measured.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from benching import arithmetic
 from benching.client import Target
+from libloader.llama import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW_LOOP = Path(__file__).resolve().parent / "rawloop.py"
@@ -66,6 +68,18 @@ def _running(
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def touch_memory(n_bytes: int) -> None:
+    """Use so much memory once, or a quarter of what is free, and give it back.
+
+    A virtual machine may get each page from its host when it is first touched: 3 ms/MB were
+    measured, which is no cost of whoever happens to be the first.
+    """
+    n_bytes = min(n_bytes, machine.available_memory_bytes() // 4)
+    if n_bytes > 0:
+        with mmap.mmap(-1, n_bytes) as memory:
+            memory[:: mmap.PAGESIZE] = bytes(-(-n_bytes // mmap.PAGESIZE))
 
 
 def free_port() -> int:
