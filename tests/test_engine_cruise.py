@@ -17,6 +17,7 @@ from fakes import (
 )
 
 from libloader.core import ChoiceDone, RequestDone, RequestFailed, Sampling, TokenEvent
+from libloader.engine.cruise import LATE_S, MOMENT_S, Said
 from libloader.errors import NanLogits
 
 PROMPT = [BOS, *b"to the sea"]
@@ -183,6 +184,29 @@ def test_an_error_in_telling_is_an_error_of_the_engine():
     bench.submit("a", PROMPT, max_tokens=40)
     with pytest.raises(BrokenPipeError):
         bench.run()
+
+
+def test_the_teller_looks_when_a_token_is_due_and_less_and_less_often_when_it_is_late():
+    bench = cruising()
+    teller = bench.engine._teller
+    now_s = bench.clock()
+    assert teller._patience_s(now_s + 0.5) == pytest.approx(0.5 + LATE_S)
+    late = [teller._patience_s(now_s - s) for s in (0.0, 0.01, 1.0, 60.0)]
+    assert late == pytest.approx([MOMENT_S, MOMENT_S + 0.01 / 8, MOMENT_S + 1 / 8, 1.0])
+
+
+def test_what_was_said_since_the_teller_looked_is_told_at_once_and_in_order():
+    bench = cruising()
+    bench.submit("a", PROMPT, max_tokens=2)
+    bench.step()
+    (sequence,) = bench.engine._scheduler.running
+    told = []
+    teller = bench.engine._teller
+    teller.begin([sequence], told.append)
+    teller._said += [Said((token,), float(token)) for token in b"abc"]
+    assert teller._tell_all() == float(ord("c"))
+    assert [[event.text for event in events] for events in told] == [["a", "b", "c"]]
+    assert teller._tell_all() == 0.0 and len(told) == 1
 
 
 def test_an_engine_that_closes_ends_its_teller():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -112,13 +113,17 @@ def test_kills_from_outside_cost_a_pause_and_no_character(stories):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_stream_alone_goes_on_after_its_engine_died_amid_it(stories, how):
+def test_a_stream_alone_goes_on_after_its_engine_died_amid_it(how):
+    endless = core.Sampling(temperature=0, ignore_eos=True)
+    long = dataclasses.replace(ask("long", STORIES[0], 450), sampling=endless)
     with Started() as engine:
-        client = send(engine, ask("story-0", STORIES[0]))
-        wait_for(lambda: len(client.events) > 20)
+        whole = send(engine, long)
+        whole.wait(60)
+        client = send(engine, dataclasses.replace(long, id="again"))
+        assert client.started.wait(30)
         os.kill(engine._line.child.pid, how)
         client.wait(60)
-        assert (client.failure, client.text) == ("", stories[0])
+        assert (client.failure, client.text) == ("", whole.text)
         assert engine.status().last_exit == how.name
 
 

@@ -5,8 +5,8 @@ own because a model's weights sweep the caches at each step: what else runs betw
 costs ten times what it costs warm. In us, from one llama_decode to the next, one stream of the 15M
 model (5 ms a step):
 
-    raw loop    cruise, plain    streamed    a whole step, plain    streamed
-    90          105              135         205                    265
+    raw loop    cruise    a whole step, plain    streamed
+    88          110       205                    265
 
 Lives here: when a cruise ends, and what becomes of its tokens. Not here: the batches
 (decoding.py), who may cruise (engine.py).
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Sequence as Many
 from typing import Any, Callable, NamedTuple, Protocol
 
@@ -30,6 +31,8 @@ from libloader.engine.timings import Histogram
 from libloader.engine.words import Words
 
 Tell = Callable[[list[Event]], None]
+LATE_S = 0.0004  # after a token is due, the teller looks for it
+MOMENT_S = 0.0008  # and then, if it was not there, at first
 
 
 class Company(Protocol):
@@ -87,15 +90,25 @@ class Cruise:
 class Teller:
     """Makes events of tokens; the thread inside is started when there is first something to tell.
 
+    It is not woken for each token: that would cost the engine's thread 30 us a step, and several
+    times as much where the model computes on every core. It knows when the next one is due, and
+    looks a moment later, when the next step computes and the interpreter is free.
+
     An error on it is the engine's: `finish` raises it.
     """
 
-    def __init__(self, words: tuple[Words, Words], token_gap_s: Histogram) -> None:
+    def __init__(
+        self, words: tuple[Words, Words], token_gap_s: Histogram, clock: Callable[[], float]
+    ) -> None:
         self._words = words  # without and with the text of control tokens
         self._token_gap_s = token_gap_s
+        self._clock = clock
         self._sequences: Many[Sequence] = ()
         self._tell: Tell = list.clear
-        self._items: queue.SimpleQueue[Said | threading.Event | None] = queue.SimpleQueue()
+        self._said: deque[Said] = deque()
+        self._is_watching = False
+        # "" begins to watch, an event ends that (it is set when all is told), None ends the thread
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -105,23 +118,24 @@ class Teller:
 
     def put(self, said: Said) -> None:
         """Have it told soon. Hot."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
-            self._thread.start()
-        self._items.put(said)
+        self._said.append(said)
+        if not self._is_watching:
+            self._is_watching = True
+            self._call("")
 
     def finish(self) -> None:
         """Wait until all is told; raise what went wrong with it."""
-        if self._thread is not None:
+        if self._is_watching:
+            self._is_watching = False
             reached = threading.Event()
-            self._items.put(reached)
+            self._call(reached)
             reached.wait()
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
         if self._thread is not None:
-            self._items.put(None)
+            self._call(None)
             self._thread.join()
             self._thread = None
 
@@ -136,17 +150,45 @@ class Teller:
             events.append(TokenEvent(request.id, sequence.index, text, (token,)))
         return events
 
-    def _run(self) -> None:
-        item: Any
-        for item in iter(self._items.get, None):
-            if isinstance(item, threading.Event):
-                item.set()
-            else:
-                self._tell_one(item)
+    def _call(self, what: Any) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
+            self._thread.start()
+        self._calls.put(what)
 
-    def _tell_one(self, said: Said) -> None:
-        if self._error is None:
+    def _run(self) -> None:
+        while self._calls.get() is not None:
+            self._watch().set()
+
+    def _watch(self) -> threading.Event:
+        """Tell what is said until that is to end; return what is to be set then."""
+        last_s, due_s = self._clock(), 0.0
+        while True:
             try:
-                self._tell(self.events(said))
-            except BaseException as error:  # thread top: `finish` raises it
-                self._error = error
+                reached: threading.Event = self._calls.get(timeout=self._patience_s(due_s))
+            except queue.Empty:
+                at_s = self._tell_all()
+                if at_s:
+                    last_s, due_s = at_s, at_s + (at_s - last_s)
+            else:
+                self._tell_all()
+                return reached
+
+    def _patience_s(self, due_s: float) -> float:
+        """Return how long to wait for a token that is due at `due_s`, or was."""
+        late_s = self._clock() - due_s
+        return LATE_S - late_s if late_s < 0 else min(MOMENT_S + late_s / 8, 1.0)
+
+    def _tell_all(self) -> float:
+        """Tell what has been said; return when the last of it was, 0.0 if there is nothing new."""
+        at_s, events = 0.0, []
+        while self._said and self._error is None:
+            said = self._said.popleft()
+            at_s = said.at_s
+            events += self.events(said)
+        try:
+            if events:
+                self._tell(events)
+        except BaseException as error:  # thread top: `finish` raises it
+            self._error = error
+        return at_s
