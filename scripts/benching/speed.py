@@ -14,6 +14,7 @@ from benching.table import Goal, Row, at_least, at_most, row
 
 N_TOKENS = 128  # of each stream
 PROMPT_WORDS = 12
+USUAL_PROMPT = 29  # tokens of so many words in a chat
 SAMPLED = {"temperature": None, "seed": 7}  # the server's defaults: 0.8, top-k, top-p, min-p
 GRAMMAR = {
     "type": "json_schema",
@@ -29,7 +30,7 @@ GRAMMAR = {
 }
 
 
-# ---- streams against the raw loop ----
+# ---- streams against the raw loop: against the mean of the loops before and after them ----
 
 
 def streams(n_streams: int, model: str, goal: float = 0.0, **fields: Any) -> RowMaker:
@@ -55,20 +56,23 @@ def streams_rows(
     cpu: list[float] = []
     for target in sides.servers:
         warm_up(target, n_streams, **fields)
-    raw_decode(sides, n_streams, 16, 8, fields)
+    raw_decode(sides, n_streams, USUAL_PROMPT, 8, fields)
+    before = raw_decode(sides, n_streams, USUAL_PROMPT, n_tokens, fields)
     for number in run.rounds():
         for server, target in enumerate(sides.servers):
             texts = [prose.words(PROMPT_WORDS, (number, i)) for i in range(n_streams)]
             served = served_streams(target, texts, n_tokens, fields)
-            raw = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
-            streamed.add(server, served.rate / raw.rate)
+            between = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
+            raw_rate = (before.rate + between.rate) / 2
+            streamed.add(server, served.rate / raw_rate)
             texts = [prose.words(PROMPT_WORDS, ("plain", number, i)) for i in range(n_streams)]
             plain_rate = served_plain(target, texts, n_tokens, fields)
-            raw_again = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
-            plain.add(server, plain_rate / raw_again.whole_rate)
+            after = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
+            plain.add(server, plain_rate / ((between.whole_rate + after.whole_rate) / 2))
+            before = after
             if server == 0:
-                rates.append((served.rate, raw.rate))
-                cpu.append(raw.cpu_s / served.cpu_s if served.cpu_s else float("nan"))
+                rates.append((served.rate, raw_rate))
+                cpu.append(between.cpu_s / served.cpu_s if served.cpu_s else float("nan"))
     ours, alone = (middle(column) for column in zip(*rates))
     words = f"tok/s streamed / raw loop: {ours:.0f} of {alone:.0f}"
     words += f"; CPU of the raw loop / of the engine child {middle(cpu):.3f}"
