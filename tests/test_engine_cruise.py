@@ -174,6 +174,26 @@ def test_a_full_cache_ends_a_cruise_before_it_is_full():
     assert tokens_of(bench, "new") == expected_tokens([BOS, 2] * 10, 70, never_ending)
 
 
+def test_streams_that_share_more_cells_than_there_are_do_not_overshoot():
+    bench = cruising(FakeContext(96, 2), n_parallel=2, n_ctx=96)
+    shared = [BOS, 1] * 30
+    bench.submit("a", [*shared, 2], max_tokens=12)
+    bench.step()
+    bench.submit("b", [*shared, 3], max_tokens=12)
+    bench.run()
+    for name, last in ("a", 2), ("b", 3):
+        assert tokens_of(bench, name) == expected_tokens([*shared, last], 12, never_ending)
+
+
+def test_text_that_cannot_be_made_is_an_error_of_the_engine():
+    bench = cruising()
+    bench.submit("a", PROMPT, max_tokens=40)
+    bench.step()
+    bench.engine._teller.events = lambda said: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        bench.run()
+
+
 def test_an_error_in_telling_is_an_error_of_the_engine():
     bench = cruising()
 
@@ -188,10 +208,12 @@ def test_an_error_in_telling_is_an_error_of_the_engine():
 
 def test_the_teller_looks_when_a_token_is_due_and_less_and_less_often_when_it_is_late():
     bench = cruising()
-    teller = bench.engine._teller
-    now_s = bench.clock()
-    assert teller._patience_s(now_s + 0.5) == pytest.approx(0.5 + LATE_S)
-    late = [teller._patience_s(now_s - s) for s in (0.0, 0.01, 1.0, 60.0)]
+    teller, late = bench.engine._teller, []
+    teller._at_s, teller._step_s = bench.clock(), 0.5
+    assert teller._patience_s() == pytest.approx(0.5 + LATE_S)
+    for seconds in (0.5, 0.01, 0.99, 59.0):
+        bench.clock.pass_s(seconds)
+        late.append(teller._patience_s())
     assert late == pytest.approx([MOMENT_S, MOMENT_S + 0.01 / 8, MOMENT_S + 1 / 8, 1.0])
 
 
@@ -203,10 +225,12 @@ def test_what_was_said_since_the_teller_looked_is_told_at_once_and_in_order():
     told = []
     teller = bench.engine._teller
     teller.begin([sequence], told.append)
-    teller._said += [Said((token,), float(token)) for token in b"abc"]
-    assert teller._tell_all() == float(ord("c"))
+    teller._said += [Said((token,), 0.5 * token) for token in b"abc"]
+    teller._tell_all()
     assert [[event.text for event in events] for events in told] == [["a", "b", "c"]]
-    assert teller._tell_all() == 0.0 and len(told) == 1
+    assert teller._step_s == 0.5, "one step's time, not that of all three"
+    teller._tell_all()
+    assert len(told) == 1
 
 
 def test_an_engine_that_closes_ends_its_teller():

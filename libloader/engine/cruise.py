@@ -104,8 +104,9 @@ class Teller:
         self._token_gap_s = token_gap_s
         self._clock = clock
         self._sequences: Many[Sequence] = ()
-        self._tell: Tell = list.clear
+        self._tell: Tell = lambda events: None
         self._said: deque[Said] = deque()
+        self._at_s = self._step_s = 0.0  # the latest token, and how long it took
         self._is_watching = False
         # "" begins to watch, an event ends that (it is set when all is told), None ends the thread
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -162,33 +163,29 @@ class Teller:
 
     def _watch(self) -> threading.Event:
         """Tell what is said until that is to end; return what is to be set then."""
-        last_s, due_s = self._clock(), 0.0
+        self._at_s, self._step_s = self._clock(), 0.0
         while True:
             try:
-                reached: threading.Event = self._calls.get(timeout=self._patience_s(due_s))
+                reached: threading.Event = self._calls.get(timeout=self._patience_s())
             except queue.Empty:
-                at_s = self._tell_all()
-                if at_s:
-                    last_s, due_s = at_s, at_s + (at_s - last_s)
+                self._tell_all()
             else:
                 self._tell_all()
                 return reached
 
-    def _patience_s(self, due_s: float) -> float:
-        """Return how long to wait for a token that is due at `due_s`, or was."""
-        late_s = self._clock() - due_s
+    def _patience_s(self) -> float:
+        """Return how long to wait before the next look: the next token is due, or was."""
+        late_s = self._clock() - self._at_s - self._step_s
         return LATE_S - late_s if late_s < 0 else min(MOMENT_S + late_s / 8, 1.0)
 
-    def _tell_all(self) -> float:
-        """Tell what has been said; return when the last of it was, 0.0 if there is nothing new."""
-        at_s, events = 0.0, []
-        while self._said and self._error is None:
-            said = self._said.popleft()
-            at_s = said.at_s
-            events += self.events(said)
+    def _tell_all(self) -> None:
         try:
-            if events:
+            events: list[Event] = []
+            while self._said:
+                said = self._said.popleft()
+                self._at_s, self._step_s = said.at_s, said.at_s - self._at_s
+                events += self.events(said)
+            if events and self._error is None:
                 self._tell(events)
         except BaseException as error:  # thread top: `finish` raises it
             self._error = error
-        return at_s

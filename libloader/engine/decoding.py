@@ -168,7 +168,7 @@ class Decoding:
             if len(tokens) < n_rows or not self._ends.isdisjoint(tokens):
                 return DECODED, outcomes
             said.append(tokens)
-            if not cruise.say(tokens) or len(said) == cruise.n_most:
+            if not cruise.say(tokens) or len(said) >= cruise.n_most:
                 return DECODED, []
             self.step += 1
 

@@ -261,7 +261,9 @@ class PrefixCache:
 
     def n_steps_of_room(self, n_rows: int) -> int:
         """Return for how many batches of `n_rows` more cells `has_room` stays true."""
-        return self.slots.n_surely_free() // n_rows if self.slots.unified else sys.maxsize
+        if not self.slots.unified:
+            return sys.maxsize
+        return max(0, self.slots.n_surely_free() // n_rows)
 
     def make_room(self, n_cells: int) -> bool:
         """Evict idle slots, least recently used first, until `n_cells` are free, if that helps."""
