@@ -17,7 +17,7 @@ from fakes import (
 )
 
 from libloader.core import ChoiceDone, RequestDone, RequestFailed, Sampling, TokenEvent
-from libloader.engine.cruise import LATE_S, MOMENT_S, Said
+from libloader.engine.cruise import TOGETHER_S, Said
 from libloader.errors import NanLogits
 
 PROMPT = [BOS, *b"to the sea"]
@@ -189,7 +189,7 @@ def test_text_that_cannot_be_made_is_an_error_of_the_engine():
     bench = cruising()
     bench.submit("a", PROMPT, max_tokens=40)
     bench.step()
-    bench.engine._teller.events = lambda said: 1 // 0
+    bench.engine._teller._events = lambda said: 1 // 0
     with pytest.raises(ZeroDivisionError):
         bench.run()
 
@@ -206,31 +206,30 @@ def test_an_error_in_telling_is_an_error_of_the_engine():
         bench.run()
 
 
-def test_the_teller_looks_when_a_token_is_due_and_less_and_less_often_when_it_is_late():
-    bench = cruising()
-    teller, late = bench.engine._teller, []
-    teller._at_s, teller._step_s = bench.clock(), 0.5
-    assert teller._patience_s() == pytest.approx(0.5 + LATE_S)
-    for seconds in (0.5, 0.01, 0.99, 59.0):
-        bench.clock.pass_s(seconds)
-        late.append(teller._patience_s())
-    assert late == pytest.approx([MOMENT_S, MOMENT_S + 0.01 / 8, MOMENT_S + 1 / 8, 1.0])
+def test_tokens_that_follow_one_another_soon_are_told_together():
+    for step_s, n_tokens in ((TOGETHER_S / 3.9, 4), (TOGETHER_S * 2, 1)):
+        bench = cruising()
+        bench.context.cost_s = lambda n_rows, step_s=step_s: step_s
+        told = []
+        bench.company.tell = lambda events, told=told: told.append(len(events))
+        real_wake, teller = bench.engine._teller.wake, bench.engine._teller
+        teller.wake = lambda wake=real_wake, finish=teller.finish: (wake(), finish())
+        bench.submit("a", PROMPT, max_tokens=40)
+        bench.run()
+        assert sum(told) >= 36 and max(told) == n_tokens, told
 
 
-def test_what_was_said_since_the_teller_looked_is_told_at_once_and_in_order():
+def test_what_was_said_before_the_teller_woke_is_told_in_one_piece_and_in_order():
     bench = cruising()
     bench.submit("a", PROMPT, max_tokens=2)
     bench.step()
     (sequence,) = bench.engine._scheduler.running
-    told = []
-    teller = bench.engine._teller
+    told, teller = [], bench.engine._teller
     teller.begin([sequence], told.append)
-    teller._said += [Said((token,), 0.5 * token) for token in b"abc"]
-    teller._tell_all()
+    teller.said += [Said((token,), 0.5 * token) for token in b"abc"]
+    teller.wake()
+    teller.finish()
     assert [[event.text for event in events] for events in told] == [["a", "b", "c"]]
-    assert teller._step_s == 0.5, "one step's time, not that of all three"
-    teller._tell_all()
-    assert len(told) == 1
 
 
 def test_an_engine_that_closes_ends_its_teller():

@@ -67,6 +67,16 @@ def test_frames_cut_at_any_byte_arrive_whole_and_in_order():
         assert not decoder.partial
 
 
+@pytest.mark.parametrize("text", ["{} {}", '{"op":"step"}x', " {}", "", "nothing"])
+def test_a_frame_that_is_not_one_value_is_refused_whole_or_in_pieces(text):
+    frame = struct.pack("<I", len(text)) + text.encode()
+    for pieces in ([frame], [frame[:3], frame[3:]]):
+        decoder = channel.FrameDecoder()
+        with pytest.raises(ValueError):
+            for piece in pieces:
+                assert decoder.feed(piece) == []
+
+
 def test_half_a_frame_is_seen_as_partial():
     decoder = channel.FrameDecoder()
     assert decoder.feed(channel.encode({"op": "stop"})[:-1]) == []

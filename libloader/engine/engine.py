@@ -124,7 +124,7 @@ class Engine:
         self._next_deadline_s = math.inf  # no request that is known of runs out before
         self._service_s = {line: Average() for line in LINES}  # from the first work to the end
         self.counters = Counters()
-        self._teller = Teller(self._words, self.counters.token_gap_s, clock)
+        self._teller = Teller(self._words, self.counters.token_gap_s)
         self._decoding = Decoding(
             context,
             batch,

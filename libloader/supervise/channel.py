@@ -32,6 +32,7 @@ _LENGTH = struct.Struct("<I")
 # Made once: json.dumps with options builds a new encoder for each call. NaN and infinities pass on
 # purpose (logit_bias holds -inf); the strict reader of client JSON is not this one.
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_read_json = json.JSONDecoder().raw_decode  # loads would look for white space, with an expression
 
 
 def encode(message: Any) -> bytes:
@@ -63,6 +64,15 @@ def _frame(text: str) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
+def _decode_json(payload: bytes | bytearray) -> Any:
+    """Return what one frame says. ValueError unless it is one JSON value and nothing else."""
+    text = payload.decode("utf-8")
+    message, end = _read_json(text)
+    if end != len(text):
+        raise ValueError("a frame holds more than one value")
+    return message
+
+
 def write_frame(fd: int, frame: bytes) -> None:
     """Write all of `frame`; blocks while the pipe is full. OSError when the reader is gone."""
     n_written = os.write(fd, frame)  # all of it, as a rule
@@ -83,7 +93,7 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[Any]:
         """Return the messages completed by `data`. ValueError if they cannot be frames. Hot."""
         if not self._buffer and self._is_one_frame(data):  # as a rule
-            return [json.loads(data[_LENGTH.size :].decode("utf-8"))]
+            return [_decode_json(data[_LENGTH.size :])]
         self._buffer += data
         messages, start = [], 0
         while len(self._buffer) - start >= _LENGTH.size:
@@ -93,7 +103,7 @@ class FrameDecoder:
             end = start + _LENGTH.size + length
             if end > len(self._buffer):
                 break
-            messages.append(json.loads(self._buffer[start + _LENGTH.size : end].decode("utf-8")))
+            messages.append(_decode_json(self._buffer[start + _LENGTH.size : end]))
             start = end
         del self._buffer[:start]
         return messages

@@ -117,6 +117,8 @@ class Ledger:
 
     def due(self, now: float) -> Iterator[core.Request]:
         """Yield what a ready engine is to be sent now; it counts as sent from here on."""
+        if not self._unsent:  # as a rule
+            return
         names = self._trial[:1] if self._trial else list(self._unsent)
         for name in names:
             entry = self._unsent.pop(name, None)
