@@ -5,7 +5,7 @@ own because a model's weights sweep the caches at each step: what else runs betw
 costs ten times what it costs warm. In us, from one llama_decode to the next, one stream of the 15M
 model (5 ms a step):
 
-    raw loop    cruise    a whole step, plain    streamed
+    raw loop    cruise    a whole step, plain    streamed, with its frame
     88          110       205                    265
 
 Lives here: when a cruise ends, and what becomes of its tokens. Not here: the batches

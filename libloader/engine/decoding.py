@@ -130,9 +130,10 @@ class Decoding:
         return self._is_next and plan is self._plan
 
     def cruise(self, cruise: Cruise) -> list[Event]:
-        """Do what the last step did, which `repeats`, until `cruise` ends; return what it untold.
+        """Do what the last step did, which `repeats`, until `cruise` ends.
 
-        The last step of all may be one that ends it: then the listener gets that as ever.
+        Returns the events that are not told yet. The last step may be one that ends the cruise:
+        the listener gets that as ever.
         """
         said: list[list[int]] = []
         started_s = self._clock()
