@@ -1,7 +1,8 @@
 """Threads that stay: without a threadpool, ggml starts n - 1 threads for each graph and ends them.
 
 That is dear where a step is short, and the system deals new threads out to the cores each time
-(tok/s over HTTP with a pool / without, 2 threads, 2 cores: pocket model 4.7, 15M 1.12, 0.6B 1.06).
+(tok/s over HTTP with a pool / without, 2 threads, 2 cores: pocket model 1.4 to 4.7, 15M 1.1, 0.6B
+1.06).
 
 Laws:
 - ggml_threadpool_params has no version. So the library's own ggml_threadpool_params_init fills a
