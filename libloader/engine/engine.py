@@ -204,9 +204,8 @@ class Engine:
         if self._clock() >= self._next_deadline_s:
             self._end_overdue()
         plan = self._scheduler.go_on() or self._new_plan()
-        n_more = self._n_to_cruise(plan) if company is not None else 0
-        if n_more and company is not None:
-            self._cruise(plan, company, n_more)
+        if company is not None and (n_most := self._n_to_cruise(plan)):
+            self._cruise(plan, company, n_most)
         elif plan:
             # What is guessed wrong must be taken back.
             n_guessed = self._guessing.prepare(plan) if self._scheduler.slots.can_cut else 0
