@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -62,6 +63,25 @@ def test_a_repeat_that_could_not_be_measured_is_left_out_and_a_row_of_none_misse
     assert table.row("planted", [math.nan, 0.04], "words", table.at_most(0.05)).verdict == "ok"
     assert table.row("planted", [math.nan], "words", table.at_most(0.05)).verdict == "miss"
     assert table.row("planted", [], "words", table.at_most(0.05)).verdict == "miss"
+
+
+def test_both_sides_start_anew_for_every_two_repeats_and_take_turns_at_being_first(monkeypatch):
+    happened = []
+
+    @contextlib.contextmanager
+    def process(name):
+        happened.append(name)
+        yield name
+        happened.append(f"{name} ends")
+
+    monkeypatch.setattr(processes, "our_server", lambda *_: process("ours"))
+    monkeypatch.setattr(processes, "raw_loop", lambda *_: process("raw"))
+    run = Run({"S": "S.gguf"}, "", threads=1, repeats=3, seconds=60.0)
+    for sides, numbers in run.pairs("S"):
+        assert (sides.ours, sides.raw) == ("ours", "raw")
+        happened += numbers
+    first, second = ["ours", "raw", 0, 1], ["raw", "ours", 2]
+    assert happened == [*first, "raw ends", "ours ends", *second, "ours ends", "raw ends"]
 
 
 def test_a_printed_row_says_figure_goal_verdict_and_words():

@@ -1,10 +1,14 @@
 """What all rows need: the options of this run, its processes, alternating repeats.
 
-Law: the sides of a ratio take turns, repeat by repeat, so that noise hits both alike.
+Laws:
+- The sides of a ratio take turns, repeat by repeat, so that noise hits both alike.
+- Where two processes are compared, both are started anew for every few repeats: five raw loops of
+  the 0.6B model, taking turns, kept apart by up to 11%, by where in the machine's memory each lay.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +21,7 @@ from benching.client import Target
 from benching.table import Row
 
 RowMaker = Callable[["Run"], Iterator[Row]]
+ROUNDS_OF_A_PAIR = 2
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,23 @@ class Run:
         with processes.our_server(self.flags(model, *flags), environment) as target:
             yield target
 
+    def pairs(self, model: str, *flags: str) -> Iterator[tuple[Sides, Iterator[int]]]:
+        """Yield new sides for every few rounds, and the numbers of those."""
+        rounds = self.rounds()
+        for pair, first in enumerate(rounds):
+            with self.sides(model, *flags, raw_first=pair % 2 == 1) as sides:
+                more = itertools.islice(rounds, ROUNDS_OF_A_PAIR - 1)
+                yield sides, itertools.chain((first,), more)
+
     @contextmanager
-    def sides(self, model: str, *flags: str) -> Iterator[Sides]:
+    def sides(self, model: str, *flags: str, raw_first: bool = False) -> Iterator[Sides]:
         """Our server, the raw loop with the same flags, and the other server if there is one."""
         with ExitStack() as stack:
+            if raw_first:
+                raw = stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
             ours = stack.enter_context(self.server(model, *flags))
-            raw = stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
+            if not raw_first:
+                raw = stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
             yield Sides(ours, raw, self.against)
 
 

@@ -39,46 +39,70 @@ def streams(n_streams: int, model: str, goal: float = 0.0, **fields: Any) -> Row
     name = f"streams-{n_streams}{'-sampled' if fields else ''} {model}"
 
     def rows(run: Run) -> Iterator[Row]:
-        if model not in run.models:
-            return
-        with run.sides(model, "-np", str(n_streams), "-c", "512") as sides:
-            yield from streams_rows(run, sides, name, n_streams, wanted, fields)
+        if model in run.models:
+            yield from streams_rows(run, model, name, n_streams, wanted, fields)
 
     return rows
 
 
 def streams_rows(
-    run: Run, sides: Sides, name: str, n_streams: int, goal: Goal | None, fields: Mapping[str, Any]
+    run: Run, model: str, name: str, n_streams: int, goal: Goal | None, fields: Mapping[str, Any]
 ) -> Iterator[Row]:
-    n_tokens = run.tokens(N_TOKENS)
-    streamed, plain = Figures(len(sides.servers)), Figures(len(sides.servers))
+    n_servers = 1 if run.against is None else 2
+    streamed, plain = Figures(n_servers), Figures(n_servers)
     rates: list[tuple[float, float]] = []
     cpu: list[float] = []
-    for target in sides.servers:
-        warm_up(target, n_streams, **fields)
-    raw_decode(sides, n_streams, USUAL_PROMPT, 8, fields)
-    before = raw_decode(sides, n_streams, USUAL_PROMPT, n_tokens, fields)
-    for number in run.rounds():
-        for server, target in enumerate(sides.servers):
-            texts = [prose.words(PROMPT_WORDS, (number, i)) for i in range(n_streams)]
-            served = served_streams(target, texts, n_tokens, fields)
-            between = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
-            raw_rate = (before.rate + between.rate) / 2
-            streamed.add(server, served.rate / raw_rate)
-            texts = [prose.words(PROMPT_WORDS, ("plain", number, i)) for i in range(n_streams)]
-            plain_rate = served_plain(target, texts, n_tokens, fields)
-            after = raw_decode(sides, n_streams, served.n_prompt, n_tokens, fields)
-            plain.add(server, plain_rate / ((between.whole_rate + after.whole_rate) / 2))
-            before = after
-            if server == 0:
-                rates.append((served.rate, raw_rate))
-                cpu.append(between.cpu_s / served.cpu_s if served.cpu_s else float("nan"))
-    ours, alone = (middle(column) for column in zip(*rates))
-    words = f"tok/s streamed / raw loop: {ours:.0f} of {alone:.0f}"
+    for sides, numbers in run.pairs(model, "-np", str(n_streams), "-c", "512"):
+        for target in sides.servers:
+            warm_up(target, n_streams, **fields)
+        raw_decode(sides, n_streams, USUAL_PROMPT, 8, fields)
+        compared = Compared(sides, n_streams, run.tokens(N_TOKENS), fields)
+        for number in numbers:
+            for server, target in enumerate(sides.servers):
+                served, alone = compared.streams(target, number)
+                streamed.add(server, served.rate / alone.rate)
+                plain.add(server, compared.plain(target, number))
+                if server == 0:
+                    rates.append((served.rate, alone.rate))
+                    cpu.append(alone.cpu_s / served.cpu_s if served.cpu_s else float("nan"))
+    ours, alone_rate = (middle(column) for column in zip(*rates))
+    words = f"tok/s streamed / raw loop: {ours:.0f} of {alone_rate:.0f}"
     words += f"; CPU of the raw loop / of the engine child {middle(cpu):.3f}"
     yield row(name, streamed.ours, words, goal, streamed.against)
     words = "whole plain answers / raw prefill + decode"
     yield row(f"{name} plain", plain.ours, words, goal, plain.against)
+
+
+class Compared:
+    """Answers of a server, each with the mean of the raw loops before and after it."""
+
+    def __init__(
+        self, sides: Sides, n_streams: int, n_tokens: int, fields: Mapping[str, Any]
+    ) -> None:
+        self._sides, self._fields = sides, fields
+        self._n_streams, self._n_tokens = n_streams, n_tokens
+        self._before = self._alone(USUAL_PROMPT)
+
+    def streams(self, target: Target, number: int) -> tuple[Served, Raw]:
+        texts = self._texts(number)
+        served = served_streams(target, texts, self._n_tokens, self._fields)
+        return served, self._around(served.n_prompt)
+
+    def plain(self, target: Target, number: int) -> float:
+        """Return the ratio of whole answers."""
+        texts = self._texts("plain", number)
+        n_prompt, rate = served_plain(target, texts, self._n_tokens, self._fields)
+        return rate / self._around(n_prompt).whole_rate
+
+    def _texts(self, *seed: object) -> list[str]:
+        return [prose.words(PROMPT_WORDS, (*seed, i)) for i in range(self._n_streams)]
+
+    def _around(self, n_prompt: int) -> Raw:
+        before, self._before = self._before, self._alone(n_prompt)
+        return Raw(*(middle(pair) for pair in zip(before, self._before)))
+
+    def _alone(self, n_prompt: int) -> Raw:
+        return raw_decode(self._sides, self._n_streams, n_prompt, self._n_tokens, self._fields)
 
 
 class Served(NamedTuple):
@@ -108,10 +132,12 @@ def served_streams(
 
 def served_plain(
     target: Target, texts: Sequence[str], n_tokens: int, fields: Mapping[str, Any]
-) -> float:
+) -> tuple[int, float]:
+    """Return (tokens of one prompt, tok/s of whole answers)."""
     calls = [client.chat(target, text, n_tokens, stream=False, **fields) for text in texts]
     elapsed_s = client.run_calls(calls)
-    return sum(call.counts()["completion_tokens"] for call in calls) / elapsed_s
+    counts = [call.counts() for call in calls]
+    return counts[0]["prompt_tokens"], sum(each["completion_tokens"] for each in counts) / elapsed_s
 
 
 def raw_decode(
