@@ -189,6 +189,15 @@ def test_a_prompt_alone_gets_everything():
     assert deal([60], [True], n_rows=8, n_brief=96) == [60]
 
 
+def test_a_brief_prompt_is_not_begun_with_a_scrap_that_another_left():
+    assert deal([29, 29, 29], [True] * 3, n_rows=8, n_brief=32) == [29, 0, 0]
+    assert deal([8000, 29, 29], [False, True, True], n_rows=8, n_brief=64) == [8, 29, 27]
+
+
+def test_the_first_brief_prompt_gets_what_a_long_one_leaves_however_little():
+    assert deal([8000, 90], [False, True], n_rows=64, n_brief=40) == [32, 32]
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_rows_are_dealt_within_all_limits_and_never_left_over(seed):
     rng = random.Random(seed)
@@ -200,6 +209,8 @@ def test_rows_are_dealt_within_all_limits_and_never_left_over(seed):
     n_long = sum(n for n, is_brief in zip(dealt, briefs) if not is_brief)
     assert all(0 <= n <= most for n, most in zip(dealt, pending))
     assert n_long <= n_rows and sum(dealt) <= n_all
-    assert sum(dealt) >= min(n_rows, sum(pending))
+    unread = [each - n for each, n, is_brief in zip(pending, dealt, briefs) if is_brief and each > n]
+    n_left_over = min(n_rows, sum(pending)) - sum(dealt)
+    assert n_left_over <= 0 or 2 * n_left_over < min(unread)
     if False in briefs:
         assert dealt[briefs.index(False)] > 0

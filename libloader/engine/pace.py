@@ -101,7 +101,8 @@ def deal(pending: Sequence[int], briefs: Sequence[bool], n_rows: int, n_brief: i
 
     Long prompts share `n_rows`: half is the oldest's, the rest goes to those with least to read.
     With brief ones there may be `n_brief` rows in all, if that is more, but no less than half of
-    them, or of `n_rows`, is left to the long ones.
+    them, or of `n_rows`, is left to the long ones. Of what one brief prompt leaves the next gets
+    nothing if that is less than half of it: few rows are dear, see above.
     """
     n_wanted = sum(n for n, is_brief in zip(pending, briefs) if is_brief)
     n_all = max(n_rows, n_brief) if n_wanted else n_rows
@@ -112,5 +113,8 @@ def deal(pending: Sequence[int], briefs: Sequence[bool], n_rows: int, n_brief: i
     turns += [(i, n_all) for i, is_brief in enumerate(briefs) if is_brief]
     dealt = [0] * len(pending)
     for i, limit in turns:
-        dealt[i] += max(0, min(pending[i] - dealt[i], limit - sum(dealt)))
+        n_wanted, n_left = pending[i] - dealt[i], limit - sum(dealt)
+        is_next_brief = briefs[i] and any(n for n, is_brief in zip(dealt, briefs) if is_brief)
+        if not is_next_brief or 2 * n_left >= n_wanted:
+            dealt[i] += max(0, min(n_wanted, n_left))
     return dealt
