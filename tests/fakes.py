@@ -368,7 +368,7 @@ class FakeChain:
 class FakeCompany:
     """Lets an engine cruise for as long as `goes_on` says; keeps what it was told, and by whom."""
 
-    def __init__(self, bench: Bench, goes_on: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, bench: Bench, goes_on: Callable[[float], bool] = lambda now_s: True) -> None:
         self.goes_on = goes_on
         self._bench = bench
         self.told: list[Event] = []

@@ -17,13 +17,13 @@ from fakes import (
 )
 
 from libloader.core import ChoiceDone, RequestDone, RequestFailed, Sampling, TokenEvent
-from libloader.engine.cruise import TOGETHER_S, Said
+from libloader.engine.cruise import TOGETHER_S
 from libloader.errors import NanLogits
 
 PROMPT = [BOS, *b"to the sea"]
 
 
-def cruising(context=None, goes_on=lambda: True, **settings):
+def cruising(context=None, goes_on=lambda now_s: True, **settings):
     bench = Bench(context or FakeContext(), **settings)
     bench.context.tokens_of = never_ending
     bench.company = FakeCompany(bench, goes_on)
@@ -87,7 +87,7 @@ def test_a_stream_is_told_on_another_thread_and_a_plain_answer_is_not():
 
 def test_no_step_follows_once_there_is_something_else_to_do():
     answers = iter([True, True, False])
-    bench = cruising(goes_on=lambda: next(answers))
+    bench = cruising(goes_on=lambda now_s: next(answers))
     bench.submit("a", PROMPT, max_tokens=100)
     bench.step(2)  # the prompt, and a step that shows that nothing is new
     before = n_decodes(bench)
@@ -226,7 +226,7 @@ def test_what_was_said_before_the_teller_woke_is_told_in_one_piece_and_in_order(
     (sequence,) = bench.engine._scheduler.running
     told, teller = [], bench.engine._teller
     teller.begin([sequence], told.append)
-    teller.said += [Said((token,), 0.5 * token) for token in b"abc"]
+    teller.said += [((token,), 0.5 * token) for token in b"abc"]
     teller.wake()
     teller.finish()
     assert [[event.text for event in events] for events in told] == [["a", "b", "c"]]
@@ -263,7 +263,7 @@ def test_who_comes_during_a_cruise_is_served_next():
     bench = cruising()
     n_asked = [0]
 
-    def goes_on():
+    def goes_on(now_s):
         n_asked[0] += 1
         if n_asked[0] == 5:
             bench.submit("late", [*PROMPT, 9], max_tokens=3)

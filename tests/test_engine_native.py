@@ -94,7 +94,7 @@ class Run:
 
     # What an engine asks that cruises.
 
-    def goes_on(self):
+    def goes_on(self, now_s):
         return True
 
     def tell(self, events):

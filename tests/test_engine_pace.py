@@ -209,7 +209,9 @@ def test_rows_are_dealt_within_all_limits_and_never_left_over(seed):
     n_long = sum(n for n, is_brief in zip(dealt, briefs) if not is_brief)
     assert all(0 <= n <= most for n, most in zip(dealt, pending))
     assert n_long <= n_rows and sum(dealt) <= n_all
-    unread = [each - n for each, n, is_brief in zip(pending, dealt, briefs) if is_brief and each > n]
+    unread = [
+        each - n for each, n, is_brief in zip(pending, dealt, briefs) if is_brief and each > n
+    ]
     n_left_over = min(n_rows, sum(pending)) - sum(dealt)
     assert n_left_over <= 0 or 2 * n_left_over < min(unread)
     if False in briefs:

@@ -169,7 +169,7 @@ def test_every_request_gets_exactly_its_own_tokens_and_one_end(seed):
 @pytest.mark.parametrize("seed", range(200, 300))
 def test_a_cruising_engine_gives_every_request_the_same(seed):
     load = Load(seed)
-    load.bench.company = FakeCompany(load.bench, lambda: load.chance.random() < 0.8)
+    load.bench.company = FakeCompany(load.bench, lambda now_s: load.chance.random() < 0.8)
     load.run()
     for name in load.asked:
         load.check_request(name)

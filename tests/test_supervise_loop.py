@@ -152,7 +152,9 @@ class CruisingEngine(FakeEngine):
 
     def step(self, company=None):
         events = super().step()
-        while company is not None and self._requests and company.goes_on():
+        while (
+            company is not None and self._requests and company.goes_on(loop_module.time.monotonic())
+        ):
             company.tell(events)
             events = super().step()
         return events
@@ -198,9 +200,9 @@ def test_a_cruise_ends_when_figures_are_due(monkeypatch):
 def test_a_cruise_ends_when_a_command_comes(monkeypatch):
     cruising = Cruising(monkeypatch, 0.001)
     cruising.run(ask("a", max_tokens=2))  # figures are new
-    assert cruising._loop.goes_on()
+    assert cruising._loop.goes_on(loop_module.time.monotonic())
     cruising._loop.post(Cancel("a"))
-    assert not cruising._loop.goes_on()
+    assert not cruising._loop.goes_on(loop_module.time.monotonic())
 
 
 def inline(**wishes: object) -> InlineEngine:

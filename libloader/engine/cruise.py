@@ -24,7 +24,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Sequence as Many
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, Callable, Protocol
 
 from libloader.core import Event, TokenEvent
 from libloader.engine.sequence import Sequence
@@ -32,6 +32,7 @@ from libloader.engine.timings import Histogram
 from libloader.engine.words import Words
 
 Tell = Callable[[list[Event]], None]
+Said = tuple[Many[int], float]  # what one step sampled: a token of each sequence, and when
 # Tokens that follow sooner travel together: telling costs 0.5 ms of some core, and no eye sees it.
 TOGETHER_S = 0.008
 
@@ -39,22 +40,18 @@ TOGETHER_S = 0.008
 class Company(Protocol):
     """For whom an engine cruises."""
 
-    def goes_on(self) -> bool:
-        """Say whether there is nothing else to do. Asked after each step."""
+    def goes_on(self, now_s: float) -> bool:
+        """Say whether there is nothing else to do. Asked after each step, by the engine's clock."""
 
     def tell(self, events: list[Event]) -> None:
         """Take events while the next step computes. Teller's thread."""
 
 
-class Said(NamedTuple):
-    """What one step sampled: a token of each sequence, and when."""
-
-    tokens: Many[int]
-    at_s: float
-
-
 class Cruise:
-    """One run of steps, of at most `n_most`; all of them before `until_s`. Engine thread only."""
+    """One run of steps, of at most `n_most`; all of them before `until_s`. Engine thread only.
+
+    `is_due` says that it is time to `let_tell`.
+    """
 
     def __init__(
         self,
@@ -70,25 +67,25 @@ class Cruise:
         self._clock = clock
         self._goes_on = company.goes_on
         self._teller = teller
-        self._tell_at_s = -math.inf
-        self._is_due = False
+        self._note = teller.said.append
         # Tokens that nobody looks at as they come are not worth waking a thread.
         self._is_watched = any(sequence.live.request.streamed for sequence in sequences)
+        self._tell_at_s = -math.inf if self._is_watched else math.inf
+        self.is_due = False
         teller.begin(sequences, company.tell)
 
     def say(self, tokens: Many[int]) -> bool:
         """Take in a step's tokens; return whether another step may follow. Hot."""
         now_s = self._clock()
-        self._teller.said.append(Said(tokens, now_s))
-        if self._is_watched and now_s >= self._tell_at_s:
-            self._is_due, self._tell_at_s = True, now_s + TOGETHER_S
-        return self._goes_on() and now_s < self._until_s
+        self._note((tokens, now_s))
+        if now_s >= self._tell_at_s:
+            self.is_due, self._tell_at_s = True, now_s + TOGETHER_S
+        return now_s < self._until_s and self._goes_on(now_s)
 
     def let_tell(self) -> None:
-        """Have told what was said, if it is time: to be called when the next step computes. Hot."""
-        if self._is_due:
-            self._is_due = False
-            self._teller.wake()
+        """Have told what was said: to be called when the next step is about to compute."""
+        self.is_due = False
+        self._teller.wake()
 
     def finish(self) -> list[Event]:
         """Wait until what is watched is told; return the events of what is not."""
@@ -146,9 +143,10 @@ class Teller:
     def _events(self, said: Said) -> list[Event]:
         """Make the text of each token. Hot."""
         events: list[Event] = []
-        for sequence, token in zip(self._sequences, said.tokens):
-            self._token_gap_s.add(said.at_s - sequence.told_s)
-            sequence.told_s = said.at_s
+        tokens, at_s = said
+        for sequence, token in zip(self._sequences, tokens):
+            self._token_gap_s.add(at_s - sequence.told_s)
+            sequence.told_s = at_s
             request = sequence.live.request
             text = sequence.detokenizer.push(self._words[request.keep_special][token].piece)
             events.append(TokenEvent(request.id, sequence.index, text, (token,)))

@@ -157,7 +157,8 @@ class Decoding:
             batch.go_on(tokens)
             if n_rows > 1 or not said:  # of one request it is known for all of the cruise
                 self._breadcrumb("decode", self._ids, self.step)
-            cruise.let_tell()
+            if cruise.is_due:
+                cruise.let_tell()
             try:
                 code = self._context.decode(batch)
             except DecodeFailed:

@@ -91,9 +91,10 @@ class EngineLoop:
         self._refused: list[core.Event] = []
         self._unseen: dict[str, bool] = {}  # whose tokens nobody looks at yet: it was heard of
         self._held: list[core.Event] = []
-        self._longest_ms = 0.0  # of the steps since the last report
+        self._longest_s = 0.0  # of the steps since the last report
         self._since = 0.0  # when the step that runs began
-        self._figures_at = 0.0
+        self._figures_due = 0.0
+        self._nothing_came = self._inbox.empty
         self._is_idle = True  # there was nothing to do after the last step
 
     def post(self, command: Command) -> None:
@@ -148,13 +149,13 @@ class EngineLoop:
         self._since = time.monotonic()
         events = self._engine.step(self if self._emit_meanwhile else None)
         now = time.monotonic()
-        self._longest_ms = max(self._longest_ms, (now - self._since) * 1000)
+        self._longest_s = max(self._longest_s, now - self._since)
         if self._refused:
             events, self._refused = [*self._refused, *events], []
         self._is_idle = self._engine.idle
         figures = None
-        if self._is_idle or now - self._figures_at >= FIGURES_S:
-            figures, self._figures_at = self._engine.figures(), now
+        if self._is_idle or now >= self._figures_due:
+            figures, self._figures_due = self._engine.figures(), now + FIGURES_S
         elif not events or (self._unseen and self._can_wait(events)):
             self._held += events
             return
@@ -162,12 +163,12 @@ class EngineLoop:
 
     # What an engine asks that makes many steps in a row: engine.cruise.Company.
 
-    def goes_on(self) -> bool:
-        """Say whether another step may follow at once. Hot."""
-        now = time.monotonic()
-        self._longest_ms = max(self._longest_ms, (now - self._since) * 1000)
-        self._since = now
-        return now - self._figures_at < FIGURES_S and self._inbox.empty()
+    def goes_on(self, now_s: float) -> bool:
+        """Say whether another step may follow at once; `now_s` is on time.monotonic. Hot."""
+        took_s, self._since = now_s - self._since, now_s
+        if took_s > self._longest_s:
+            self._longest_s = took_s
+        return now_s < self._figures_due and self._nothing_came()
 
     def tell(self, events: list[core.Event]) -> None:
         """Report what a step brought while the next one computes. The engine's other thread."""
@@ -189,8 +190,8 @@ class EngineLoop:
     ) -> None:
         if self._held:
             events = [*self._held, *events]
-        report = Report(self._longest_ms, events, figures)
-        self._held, self._longest_ms = [], 0.0
+        report = Report(self._longest_s * 1000, events, figures)
+        self._held, self._longest_s = [], 0.0
         for event in events if self._unseen else ():
             self._note(event)
         emit(report)
