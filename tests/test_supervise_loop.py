@@ -134,10 +134,11 @@ def test_tokens_that_nobody_looks_at_come_in_one_report_with_the_end(monkeypatch
 
 
 def test_tokens_that_nobody_looks_at_wait_for_the_figures_at_most(monkeypatch):
-    stepped = Stepped(monkeypatch, 0.1)
+    step_s = loop_module.FIGURES_S / 2.5
+    stepped = Stepped(monkeypatch, step_s)
     kinds = stepped.run(ask("a", max_tokens=9, streamed=False))
     assert max(each.count("TokenEvent") for each in kinds) == 3
-    assert all(report.ms == pytest.approx(100) for report in stepped.reports)
+    assert all(report.ms == pytest.approx(step_s * 1000) for report in stepped.reports)
 
 
 def test_a_stream_takes_the_tokens_of_others_along_in_their_order(monkeypatch):

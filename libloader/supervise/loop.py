@@ -19,7 +19,7 @@ from typing import Any, Callable, NamedTuple, Protocol, Union
 from libloader import core, errors
 
 HEARTBEAT_S = 1.0  # an idle engine shows that it lives
-FIGURES_S = 0.25  # figures travel at most this often while it works
+FIGURES_S = 0.5  # figures travel at most this often while it works: each time costs 1.5 ms
 
 logger = logging.getLogger(__name__)
 
