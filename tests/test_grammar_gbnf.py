@@ -11,7 +11,7 @@ from libloader.errors import GrammarInvalid
 from libloader.grammar import expr, gbnf
 from libloader.grammar.expr import Alt, Chars, Ref, Repeat, Seq, Text
 
-FAST_S = 0.5  # far over what any of these takes, far under what exponential ones would
+FAST_S = 2.5  # of CPU: far over what any of these takes, far under what exponential ones would
 
 
 @pytest.fixture(autouse=True)
