@@ -6,19 +6,20 @@ import random
 import time
 
 import pytest
+from effort import assert_takes_less
 
 from libloader.errors import GrammarInvalid
 from libloader.grammar import expr, gbnf
 from libloader.grammar.expr import Alt, Chars, Ref, Repeat, Seq, Text
 
-FAST_S = 2.5  # of CPU: far over what any of these takes, far under what exponential ones would
+FAST_S = 0.5  # far over what any of these takes, far under what exponential ones would
 
 
 @pytest.fixture(autouse=True)
 def _in_a_moment():
     start = time.process_time()
     yield
-    assert time.process_time() - start < FAST_S
+    assert_takes_less(FAST_S, start)
 
 
 def refused(text, match):

@@ -9,6 +9,7 @@ import tracemalloc
 
 import gguf_files as files
 import pytest
+from effort import assert_takes_less
 from gguf_files import ARRAY, BOOL, F32, F64, I32, I64, STRING, U8, U32, U64
 
 from libloader.errors import ModelFileInvalid
@@ -107,14 +108,14 @@ def test_a_tensor_of_a_newer_type_is_listed_without_its_size(written):
     assert gguf.describe(gguf.read(written(raw)))[3].endswith("1 type 999")
 
 
-def test_the_header_of_a_300_000_token_vocabulary_is_read_soon_and_in_little_memory(written):
+def test_the_header_of_a_300_000_token_vocabulary_is_read_in_a_second_and_little_memory(written):
     tokens = files.string("Ġtoken") * 300_000
     raw = files.string("tokenizer.ggml.tokens") + struct.pack("<IIQ", ARRAY, STRING, 300_000)
     scores = files.key("tokenizer.ggml.scores", F32, [0.0] * 300_000)
     path = written(files.header([raw + tokens, scores]))
     start = time.process_time()
     model = gguf.read(path)
-    assert time.process_time() - start < 5
+    assert_takes_less(1.0, start)
     assert model.array("tokenizer.ggml.tokens").length == 300_000
     tracemalloc.start()
     gguf.read(path)
