@@ -7,6 +7,7 @@ model (5 ms a step):
 
     raw loop    cruise    a whole step, plain    streamed, with its frame
     88          110       205                    265
+    237         250       -                      -         a slower machine, after more was left out
 
 Lives here: when a cruise ends, and what becomes of its tokens. Not here: the batches
 (decoding.py), who may cruise (engine.py).

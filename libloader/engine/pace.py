@@ -113,8 +113,8 @@ def deal(pending: Sequence[int], briefs: Sequence[bool], n_rows: int, n_brief: i
     turns += [(i, n_all) for i, is_brief in enumerate(briefs) if is_brief]
     dealt = [0] * len(pending)
     for i, limit in turns:
-        n_wanted, n_left = pending[i] - dealt[i], limit - sum(dealt)
+        n_more, n_left = pending[i] - dealt[i], limit - sum(dealt)
         is_next_brief = briefs[i] and any(n for n, is_brief in zip(dealt, briefs) if is_brief)
-        if not is_next_brief or 2 * n_left >= n_wanted:
-            dealt[i] += max(0, min(n_wanted, n_left))
+        if not is_next_brief or 2 * n_left >= n_more:
+            dealt[i] += max(0, min(n_more, n_left))
     return dealt

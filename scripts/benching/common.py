@@ -77,12 +77,13 @@ class Run:
     def sides(self, model: str, *flags: str, raw_first: bool = False) -> Iterator[Sides]:
         """Our server, the raw loop with the same flags, and the other server if there is one."""
         with ExitStack() as stack:
-            if raw_first:
-                raw = stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
+
+            def open_raw() -> processes.RawLoop:
+                return stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
+
+            raw = open_raw() if raw_first else None
             ours = stack.enter_context(self.server(model, *flags))
-            if not raw_first:
-                raw = stack.enter_context(processes.raw_loop(self.flags(model, *flags)))
-            yield Sides(ours, raw, self.against)
+            yield Sides(ours, raw or open_raw(), self.against)
 
 
 @dataclass(frozen=True)
