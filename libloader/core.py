@@ -337,9 +337,14 @@ class EngineStatus:
 
 
 def to_wire(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass value as JSON-able values (tuples become lists there)."""
-    result: dict[str, Any] = dataclasses.asdict(value)
-    return result
+    """Return what of a dataclass value of this module differs from the defaults, for JSON."""
+    cls = type(value)
+    items = ((name, getattr(value, name), default) for name, default in _fields(cls).items())
+    wired = {name: item for name, item, default in items if item != default}
+    for name in _NESTED.get(cls, ()):
+        if name in wired:
+            wired[name] = _unbuild(wired[name])
+    return wired
 
 
 def from_wire(cls: type[T], data: dict[str, Any]) -> T:
@@ -347,13 +352,26 @@ def from_wire(cls: type[T], data: dict[str, Any]) -> T:
 
     Unknown keys are ignored, so that an older front may talk to a newer child in tests.
     """
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = _fields(cls)
     values = {name: _frozen(item) for name, item in data.items() if name in known}
     nested = _NESTED.get(cls, {})
     for name, inner in nested.items():
         if values.get(name) is not None:
             values[name] = _rebuild(inner, data[name])
     return cls(**values)
+
+
+_FIELDS: dict[type[Any], dict[str, Any]] = {}
+
+
+def _fields(cls: type[Any]) -> dict[str, Any]:
+    """Return the default of each field, MISSING where it has none. Any thread."""
+    if cls not in _FIELDS:
+        _FIELDS[cls] = {
+            f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            for f in dataclasses.fields(cls)
+        }
+    return _FIELDS[cls]
 
 
 def event_to_wire(event: Event) -> list[Any]:
@@ -371,6 +389,10 @@ def event_from_wire(data: Sequence[Any]) -> Event:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _unbuild(value: Any) -> Any:
+    return tuple(map(to_wire, value)) if isinstance(value, tuple) else to_wire(value)
 
 
 def _rebuild(inner: type[Any], data: Any) -> Any:

@@ -34,6 +34,13 @@ def test_a_status_survives_the_pipe_with_and_without_model():
         assert core.from_wire(core.EngineStatus, through_json(core.to_wire(status))) == status
 
 
+def test_what_is_as_by_default_does_not_travel():
+    request = core.Request("a", "generate", (core.Prompt(tokens=(1,)),), streamed=False)
+    travels = {"id": "a", "kind": "generate", "prompts": [{"tokens": [1]}], "streamed": False}
+    assert through_json(core.to_wire(request)) == travels
+    assert core.to_wire(core.EngineSettings()) == {}
+
+
 @pytest.mark.parametrize(
     "event",
     [

@@ -14,6 +14,7 @@ A culprit fails. A suspect is replayed, at first alone, and fails when it is sus
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -95,10 +96,10 @@ def body_key(request: core.Request) -> str:
 
     Neither the id nor the seed (drawn anew for each request) nor who asks, and how, takes part.
     """
-    body = core.to_wire(request)
+    same = dataclasses.replace(request.sampling, seed=0)
+    body = core.to_wire(dataclasses.replace(request, sampling=same))
     for name in ("id", "fair_key", "deadline_s", "streamed", "resume"):
-        del body[name]
-    body["sampling"]["seed"] = 0
+        body.pop(name, None)
     return digests.sha256(json.dumps(body, sort_keys=True).encode("utf-8", "replace")).hexdigest()
 
 
