@@ -19,6 +19,7 @@ from libloader.protocol import choices, fields, sampling, shape, tools
 from libloader.protocol.fields import Field, boolean, integer, list_of, mapping, one_of, string
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_role = one_of(*ROLES)
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
 
@@ -39,6 +40,14 @@ CHAT_FIELDS = (
         ("reasoning_budget_tokens", "reasoning_budget", "thinking_budget"),
     ),
     Field("reasoning_format", one_of("none", "deepseek", "auto")),
+)
+ALL_FIELDS = fields.Table(
+    *CHAT_FIELDS,
+    *tools.TOOL_FIELDS,
+    *shape.SHAPE_FIELDS,
+    *choices.CHOICES_FIELDS,
+    *sampling.SAMPLING_FIELDS,
+    *sampling.GENERATION_FIELDS,
 )
 # Fields of OpenAI that would change what the answer means: refused, not ignored.
 REFUSED = ("audio", "chat_template")
@@ -70,16 +79,7 @@ def read_request(
 ) -> ChatRequest:
     """Check a request body; FieldInvalid or FieldUnsupported name the field and the remedy."""
     sampling.refuse_unbuilt(body, REFUSED)
-    values = fields.read(
-        {k: v for k, v in body.items() if k not in REFUSED},
-        CHAT_FIELDS,
-        tools.TOOL_FIELDS,
-        shape.SHAPE_FIELDS,
-        choices.CHOICES_FIELDS,
-        sampling.SAMPLING_FIELDS,
-        sampling.GENERATION_FIELDS,
-        strict=strict,
-    )
+    values = ALL_FIELDS.read({k: v for k, v in body.items() if k not in REFUSED}, strict=strict)
     if values["messages"] is None:
         raise fields.invalid("messages", "an array of messages, each with role and content")
     generation = sampling.read_generation(
@@ -110,7 +110,7 @@ def _message(message: dict[str, Any], path: str) -> dict[str, Any]:
     role = message.get("role")
     if role is None:
         raise fields.invalid(f"{path}.role", "given: one of " + ", ".join(ROLES))
-    one_of(*ROLES)(role, f"{path}.role")
+    _role(role, f"{path}.role")
     content = message.get("content")
     if content is None and role in ("system", "developer", "user"):
         raise fields.invalid(f"{path}.content", "a string or an array of text parts")

@@ -21,7 +21,7 @@ from typing import Any
 from libloader import core
 from libloader.errors import FieldUnsupported
 from libloader.protocol import fields
-from libloader.protocol.fields import Field, integer, one_of, string, token_ids
+from libloader.protocol.fields import Field, Table, integer, one_of, string, token_ids
 
 MAX_INPUTS = 2048
 MAX_TOKENS = 1_000_000
@@ -55,7 +55,7 @@ def _tokens(ids: Any, path: str) -> core.Prompt:
     return core.Prompt(tokens=token_ids(MAX_TOKENS)(ids, path), add_special=False)
 
 
-EMBEDDING_FIELDS = (
+EMBEDDING_FIELDS = Table(
     Field("input", _inputs, None, ("content",)),
     Field("encoding_format", one_of("float", "base64"), "float"),
     Field("dimensions", integer(1, 1 << 20)),
@@ -64,7 +64,7 @@ EMBEDDING_FIELDS = (
 )
 
 
-NATIVE_FIELDS = (
+NATIVE_FIELDS = Table(
     Field("content", _inputs, None, ("input",)),
     Field("embd_normalize", integer(-1, 1000), 2),
 )
@@ -96,7 +96,7 @@ class NativeRequest:
 
 def read_native(body: dict[str, Any], *, pooling: str = "", strict: bool = False) -> NativeRequest:
     """Check a body of /embedding."""
-    values = fields.read(body, NATIVE_FIELDS, strict=strict)
+    values = NATIVE_FIELDS.read(body, strict=strict)
     if values["content"] is None:
         raise fields.invalid("content", MUST_BE)
     if pooling == "rank":
@@ -134,7 +134,7 @@ def read_request(
     body: dict[str, Any], *, n_embd: int = 0, pooling: str = "", strict: bool = False
 ) -> EmbeddingRequest:
     """Check a request body; `dimensions` against `n_embd`, if that is known."""
-    values = fields.read(body, EMBEDDING_FIELDS, strict=strict)
+    values = EMBEDDING_FIELDS.read(body, strict=strict)
     if values["input"] is None:
         raise fields.invalid("input", MUST_BE)
     if pooling in WRONG_POOLING:

@@ -32,6 +32,10 @@ class Field:
     default: Any = None
     aliases: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
 
 @dataclass(frozen=True)
 class Values:
@@ -45,24 +49,30 @@ class Values:
         return self.by_name[name]
 
 
-def read(body: dict[str, Any], *tables: Sequence[Field], strict: bool = False) -> Values:
-    """Check `body` against the tables. With `strict`, an unknown field is FieldUnsupported."""
-    rows = [row for table in tables for row in table]
-    values, given = {}, []
-    known: set[str] = set()
-    for row in rows:
-        names = (row.name, *row.aliases)
-        known.update(names)
-        name = next((n for n in names if body.get(n) is not None), None)
-        values[row.name] = row.default if name is None else row.check(body[name], name)
-        if name is not None:
+class Table:
+    """The fields of one endpoint; they are checked in the order of the rows."""
+
+    def __init__(self, *rows: Field) -> None:
+        self._rows = rows
+        self._defaults = {row.name: row.default for row in rows}
+        self._number_of = {name: i for i, row in enumerate(rows) for name in row.names}
+        assert len(self._number_of) == sum(len(row.names) for row in rows), "a name is there twice"
+
+    def read(self, body: dict[str, Any], *, strict: bool = False) -> Values:
+        """Check `body`. With `strict`, an unknown field is FieldUnsupported."""
+        values, given = dict(self._defaults), []
+        numbers = {self._number_of.get(key) for key, item in body.items() if item is not None}
+        for number in sorted(n for n in numbers if n is not None):
+            row = self._rows[number]
+            name = next(n for n in row.names if body.get(n) is not None)
+            values[row.name] = row.check(body[name], name)
             given.append(row.name)
-    ignored = tuple(key for key in body if key not in known)
-    if strict and ignored:
-        raise FieldUnsupported(
-            f"{ignored[0][:80]!r} is not a field of this endpoint", param=ignored[0][:80]
-        )
-    return Values(values, tuple(given), ignored)
+        ignored = tuple(key for key in body if key not in self._number_of)
+        if strict and ignored:
+            raise FieldUnsupported(
+                f"{ignored[0][:80]!r} is not a field of this endpoint", param=ignored[0][:80]
+            )
+        return Values(values, tuple(given), ignored)
 
 
 def invalid(path: str, must: str) -> FieldInvalid:

@@ -18,7 +18,7 @@ from typing import Any
 from libloader import core
 from libloader.errors import FieldUnsupported
 from libloader.protocol import embeddings, fields
-from libloader.protocol.fields import Field, boolean, integer, string
+from libloader.protocol.fields import Field, Table, boolean, integer, string
 
 MAX_DOCUMENTS = 2048
 MUST_BE = f"an array of 1 to {MAX_DOCUMENTS} strings or objects with a `text`"
@@ -42,7 +42,7 @@ def _documents(value: Any, path: str) -> tuple[str, ...]:
     return tuple(_text(item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
-RERANK_FIELDS = (
+RERANK_FIELDS = Table(
     Field("query", _text),
     Field("documents", _documents),
     Field("texts", _documents),
@@ -68,7 +68,7 @@ def read_request(
     body: dict[str, Any], *, pooling: str = "rank", strict: bool = False
 ) -> RerankRequest:
     """Check a request body."""
-    values = fields.read(body, RERANK_FIELDS, strict=strict)
+    values = RERANK_FIELDS.read(body, strict=strict)
     if not values["query"]:
         raise fields.invalid("query", "a string that is not empty")
     documents = values["documents"] or values["texts"]

@@ -23,6 +23,7 @@ MAX_BIASES = 4096
 MAX_ADAPTERS, MAX_SCALE = 64, 1000
 MAX_INT = 2**31 - 1
 _DEFAULT = core.Sampling()
+_NAMES = frozenset(f.name for f in dataclasses.fields(core.Sampling))
 
 
 def _seed(value: Any, path: str) -> int:
@@ -179,8 +180,7 @@ def read_generation(
 def _sampling(
     values: fields.Values, seed_source: random.Random, defaults: core.Sampling
 ) -> core.Sampling:
-    names = {f.name for f in dataclasses.fields(core.Sampling)}
-    chosen: dict[str, Any] = {name: values[name] for name in values.given if name in names}
+    chosen: dict[str, Any] = {name: values[name] for name in values.given if name in _NAMES}
     if chosen.get("seed", 0xFFFFFFFF) == 0xFFFFFFFF:
         chosen["seed"] = seed_source.randrange(0xFFFFFFFF)
     return dataclasses.replace(defaults, **chosen)
