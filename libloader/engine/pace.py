@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from libloader.engine.row_costs import RowCosts
 from libloader.engine.timings import Average
@@ -85,15 +86,17 @@ class Pace:
 
         If none does, the most that are not much slower than the quickest.
         """
-        sizes = [size for size in SIZES if size <= room]
+        sizes = [size for size in reversed(SIZES) if size <= room]
         if not sizes or not self._costs.is_known:
             return min(room, FIRST)
-        cost_s = {size: self._costs.batch_s(size, n_past) for size in sizes}
-        for wish_s in (*wishes_s, BARGAIN * min(cost_s.values())):
-            affordable = [size for size in sizes if cost_s[size] <= wish_s]
-            if affordable:
-                break
-        return room if affordable == sizes else max(affordable)
+        cost_s = partial(self._costs.batch_s, n_past=n_past)
+
+        def most_in(wish_s: float) -> int:
+            return next((size for size in sizes if cost_s(size) <= wish_s), 0)
+
+        n = next(filter(None, map(most_in, wishes_s)), 0)
+        n = n or most_in(BARGAIN * min(map(cost_s, sizes)))
+        return room if n == sizes[0] else n
 
 
 def deal(pending: Sequence[int], briefs: Sequence[bool], n_rows: int, n_brief: int) -> list[int]:
