@@ -82,9 +82,7 @@ class Collected:
 
     def choice(self, index: int, reader: MessageReader, checks: Checks) -> chat.Choice:
         """Read one choice of a chat answer, after `wait`."""
-        deltas: list[JsonDelta] = []
-        for text, n_tokens in self.pieces[index]:
-            deltas += reader.feed(text, n_tokens)
+        deltas = reader.feed_all(self.pieces[index])
         end, logprobs = self.ends[index], self.logprobs[index]
         rest, reason = reader.finish(end.reason)
         return chat.Choice(

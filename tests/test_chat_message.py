@@ -46,6 +46,10 @@ def read(pieces, legacy=False, reason="stop"):
     return [*deltas, *rest], reason
 
 
+def feed_each(reader, pieces):
+    return [delta for text, n_tokens in pieces for delta in reader.feed(text, n_tokens)]
+
+
 def cut(text, chance):
     places = sorted(chance.randint(0, len(text)) for _ in range(chance.randint(0, 12)))
     return [text[i:j] for i, j in zip([0, *places], [*places, len(text)])]
@@ -113,15 +117,28 @@ def test_tokens_of_reasoning_are_counted():
     assert reader.n_reasoning_tokens == 3
 
 
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("text", [*TEXTS, "<think></think>Hi!", " \n<think>Hm.", "</think>Hi!"])
+def test_an_answer_that_is_there_as_a_whole_is_read_as_its_pieces_are(text, opened):
+    chance = random.Random(text)
+    for cuts in [list(text), *(cut(text, chance) for _ in range(30))]:
+        one, other = (MessageReader(AnswerReader(THINK, opened=opened)) for _ in range(2))
+        pieces = [(piece, 2) for piece in cuts]
+        deltas, whole = feed_each(one, pieces), other.feed_all(pieces)
+        rest, its_rest = one.finish("stop")[0], other.finish("stop")[0]
+        assert message([*whole, *its_rest]) == message([*deltas, *rest])
+        assert other.n_reasoning_tokens == one.n_reasoning_tokens
+
+
 FOLDER = Path(__file__).parent / "data" / "tool_calls"
 CASES = sorted(FOLDER.glob("*/*.json"))
 
 
-def json_deltas(format, pieces):
+def json_deltas(format, pieces, feed=feed_each):
     numbers = itertools.count()
     options = {"format": format_named(format), "make_id": lambda: f"id{next(numbers)}"}
     reader = MessageReader(AnswerReader(THINK, **options))
-    deltas = [delta for piece in pieces for delta in reader.feed(piece, 1)]
+    deltas = feed(reader, [(piece, 1) for piece in pieces])
     return deltas + reader.finish("stop")[0], reader.n_reasoning_tokens
 
 
@@ -137,3 +154,14 @@ def test_what_streams_adds_up_to_the_plain_message_however_it_is_cut(path):
         deltas, _ = json_deltas(format, pieces)
         assert message(deltas) == whole
         assert all(all(delta.values()) for delta in deltas)  # nothing is sent for nothing
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_whole_answer_in_any_format_is_read_as_its_pieces_are(path):
+    text = json.loads(path.read_text("utf-8"))["text"]
+    format, chance = path.parent.name, random.Random(path.stem)
+    for _ in range(5):
+        pieces = cut(text, chance)
+        deltas, n_reasoning = json_deltas(format, pieces)
+        whole, its_n_reasoning = json_deltas(format, pieces, MessageReader.feed_all)
+        assert (message(whole), its_n_reasoning) == (message(deltas), n_reasoning)

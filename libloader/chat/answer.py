@@ -38,6 +38,7 @@ class AnswerReader:
     ) -> None:
         self._splitter = reasoning.Splitter(tags, opened)
         self._reader = Reader(format, tools, make_id)
+        self._is_told_apart = format is not None and format.read_all is not None
         self._n_other_tokens = 0  # of reasoning that the format itself tells apart
 
     @property
@@ -59,6 +60,16 @@ class AnswerReader:
         if self._splitter.n_tokens == before and _ends_in_reasoning(deltas):
             self._n_other_tokens += n_tokens
         return deltas
+
+    def feed_all(self, pieces: Sequence[tuple[str, int]]) -> list[Delta]:
+        """Return the deltas of an answer that is there as a whole, in pieces of (text, n_tokens).
+
+        The pieces matter only where their tokens may be some of reasoning: else it is one text.
+        """
+        text = "".join([text for text, _ in pieces])
+        if not (self._is_told_apart or self._splitter.finds_block(text)):
+            pieces = [(text, 0)]
+        return [delta for text, n_tokens in pieces for delta in self.feed(text, n_tokens)]
 
     def finish(self) -> list[Delta]:
         """The answer has ended: return what was held back."""

@@ -6,7 +6,7 @@ answer's message, however the text was cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from libloader.chat.answer import AnswerReader
@@ -33,6 +33,10 @@ class MessageReader:
     def feed(self, text: str, n_tokens: int = 0) -> list[JsonDelta]:
         """Return the deltas that are certain now that `text`, made of `n_tokens`, has come."""
         return self._written(self._reader.feed(text, n_tokens))
+
+    def feed_all(self, pieces: Sequence[tuple[str, int]]) -> list[JsonDelta]:
+        """Return the deltas of a whole answer, which came in pieces of (text, n_tokens)."""
+        return self._written(self._reader.feed_all(pieces))
 
     def finish(self, reason: str) -> tuple[list[JsonDelta], str]:
         """The engine ended for `reason`: return what was held back, and OpenAI's finish_reason."""

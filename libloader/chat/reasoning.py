@@ -82,6 +82,12 @@ class Splitter:
         """Whether the next token is, as far as is known, one of the reasoning."""
         return self._in_block
 
+    def finds_block(self, text: str) -> bool:
+        """Say whether there is a block in `text`, an answer as a whole."""
+        if self.tags is None:
+            return False
+        return self._opened or text.lstrip().startswith(self.tags.begin)
+
     def feed(self, text: str, n_tokens: int = 0) -> list[Delta]:
         """Return the deltas that are certain now that `text`, made of `n_tokens`, has come. Hot."""
         if self.tags is None:
