@@ -80,6 +80,13 @@ def test_unknown_paths_and_wrong_methods_are_json_errors_with_cors(server, metho
     assert b'"error"' in body
 
 
+def test_a_404_says_where_the_urls_are_listed(server):
+    status, answer = server.post("/chat/completions", {})
+    meant = "(did you mean /v1/chat/completions?); GET / lists what there is"
+    assert (status, answer["error"]["code"]) == (404, "unknown_url")
+    assert answer["error"]["message"] == f"unknown URL: /chat/completions {meant}"
+
+
 def test_options_is_answered_on_everything(server):
     status, headers, _ = server.request("OPTIONS", "/v1/chat/completions")
     assert status == 204

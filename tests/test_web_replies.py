@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -117,6 +118,20 @@ def test_any_other_path_is_404(path):
     with pytest.raises(HttpProblem) as caught:
         ROUTES.find("GET", path)
     assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/healthz", "unknown URL: /healthz (did you mean /health?)"),
+        ("/model/a/load", "unknown URL: /model/a/load (did you mean /models/{id}/load?)"),
+        ("/favicon.ico", "unknown URL: /favicon.ico"),
+        ("/" + "x" * 5000, "unknown URL: /" + "x" * 199),
+    ],
+)
+def test_a_404_names_the_path_that_was_meant(path, message):
+    with pytest.raises(HttpProblem, match=f"^{re.escape(message)}$"):
+        ROUTES.find("GET", path)
 
 
 @pytest.mark.parametrize(

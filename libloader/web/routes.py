@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from re import Pattern
 from typing import Generic, NamedTuple, TypeVar
 
@@ -57,7 +58,12 @@ class Routes(Generic[F]):
             match = regex.fullmatch(path)
             if match is not None:
                 return template, match.groupdict()
-        raise HttpProblem(404, f"unknown URL: {path[:200]}")
+        raise HttpProblem(404, f"unknown URL: {path[:200]}{self._remedy(path[:200])}")
+
+    def _remedy(self, path: str) -> str:
+        near = get_close_matches(path, self._methods, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        return meant + ("; GET / lists what there is" if "/" in self._methods else "")
 
 
 def _compile(template: str) -> Pattern[str]:
