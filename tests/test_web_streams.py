@@ -11,6 +11,7 @@ import pytest
 from web_client import in_threads, request_bytes, wait_until, web_server
 
 from libloader.web import events
+from libloader.web.wire import Wire
 
 
 class Feed:
@@ -154,6 +155,20 @@ def test_a_silent_event_stream_is_kept_alive_by_comments(feed):
         stream.finish()
         client.read_until(b"0\r\n\r\n")
         assert client.request("GET", "/health").status == 200
+
+
+def test_no_comment_comes_before_the_head_however_late_the_head_is(feed, monkeypatch):
+    """A tick may fall between any two lines: here one falls behind each that begins a stream."""
+
+    def watch_and_tick(wire):
+        watch(wire)
+        wire.tick(time.monotonic())
+
+    watch = Wire.watch
+    monkeypatch.setattr(Wire, "watch", watch_and_tick)
+    with web_server({("GET", "/feed"): feed}, ping_s=0.001) as web, web.connect() as client:
+        feed.open(client).finish(events.DONE)
+        assert client.read_until(b"\r\n").startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

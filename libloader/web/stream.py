@@ -22,8 +22,7 @@ class ResponseStream:
         self._chunked = chunked
         self._silent = silent
         self._ping_s = ping_s
-        wire.begin_stream(self._ping if ping_s and not silent else None)
-        wire.offer(head)
+        wire.begin_stream(head, self._ping if ping_s and not silent else None)
 
     @property
     def gone(self) -> bool:

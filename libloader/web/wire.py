@@ -159,11 +159,13 @@ class Wire(Channel):
 
     # Watched phase: any thread.
 
-    def begin_stream(self, on_tick: Callable[[float], None] | None) -> None:
-        self._on_tick = on_tick
+    def begin_stream(self, head: bytes, on_tick: Callable[[float], None] | None) -> None:
+        """Send `head`; from then on, not before, the watcher calls `on_tick` now and then."""
         with suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _STREAM_SEND_BUFFER_BYTES)
         self.watch()
+        self.offer(head)
+        self._on_tick = on_tick
 
     def offer(self, data: bytes, is_last: bool = False) -> None:
         """Send `data` now or keep it for later; never blocks. Hot: once per token and stream."""
