@@ -7,6 +7,9 @@
 The first run makes a private environment in .venv/ (from the package index) and fetches a libllama
 into libloader/lib/ if none is found, and six other builds of it to prove the layouts on (kept in
 the system's temporary folder); later runs need no network.
+
+All of it goes in two lanes side by side, for half of the tests mostly wait for servers. What a
+command prints comes when it has ended.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +36,8 @@ REQUIREMENTS = (
     "openai>=1.40,<4",
     "setuptools>=61",
 )
+# Begins the names of test files that compute; all others start processes and wait for them.
+COMPUTING = ("abi", "chat", "constraint", "engine", "grammar", "llama", "protocol")
 
 
 def main(arguments: list[str]) -> int:
@@ -40,10 +48,25 @@ def main(arguments: list[str]) -> int:
         return 1
     if arguments:
         return run(python, "-m", "pytest", *arguments)
-    checked = run(python, "scripts/check.py")
-    proved = run(python, "scripts/abi_matrix.py", "--ci")  # old and new builds of libllama
-    soaked = run(python, "scripts/soak.py", "--minutes", "1", "--threads", "1")
-    return run(python, "-m", "pytest") or checked or proved or soaked
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        return max(pool.map(partial(run_all, python), lanes()))
+
+
+def lanes() -> tuple[Sequence[Sequence[str]], ...]:
+    """Return two lists of commands; together they are all that is to be run."""
+    patterns = [f"tests/test_{name}*.py" for name in COMPUTING]
+    files = sorted(str(path.relative_to(ROOT)) for each in patterns for path in ROOT.glob(each))
+    return (
+        (
+            ("scripts/check.py",),
+            ("scripts/abi_matrix.py", "--ci"),  # old and new builds of libllama
+            ("-m", "pytest", *files),
+        ),
+        (
+            ("scripts/soak.py", "--minutes", "1", "--threads", "1"),
+            ("-m", "pytest", *(f"--ignore-glob={pattern}" for pattern in patterns)),
+        ),
+    )
 
 
 def prepare() -> Path:
@@ -64,6 +87,21 @@ def prepare() -> Path:
 def run(python: Path, *command: str) -> int:
     print("+", *command, flush=True)
     return subprocess.run([str(python), *command], cwd=ROOT).returncode
+
+
+def run_all(python: Path, commands: Sequence[Sequence[str]]) -> int:
+    """Run one after the other, also after one has failed; return 0 if none did."""
+    failed = 0
+    for command in commands:
+        words = " ".join(command if len(command) < 9 else (*command[:8], "..."))
+        print("+", words, flush=True)
+        ended = subprocess.run(
+            [str(python), *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        failed |= ended.returncode
+        text = ended.stdout.decode("utf-8", "replace")
+        print(f"{text}- {words}: {'failed' if ended.returncode else 'passed'}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
