@@ -61,6 +61,7 @@ from libloader.protocol import (
     sampling,
     strict_json,
 )
+from libloader.supervise import heap
 from libloader.web import log, sockets
 from libloader.web.notify import notify
 from libloader.web.problems import HttpProblem, Reply, internal_error, reply_of
@@ -540,6 +541,7 @@ def serve(arguments: Sequence[str]) -> int:
     flags = options.parse(arguments, os.environ)
     if not flags.model:
         raise errors.UsageError(f"no model given; type: {options.USAGE}\n(--help lists the flags)")
+    heap.share()
     logs = log.start_logging(sys.stderr, flags.log_level.upper())
     file = gguf.read(flags.model)  # broken: one clear line before anything else happens
     advice = gguf.recommended_sampling(file)

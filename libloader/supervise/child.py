@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from libloader import core, errors
-from libloader.supervise import channel, faults, launch, lifetime
+from libloader.supervise import channel, faults, heap, launch, lifetime
 from libloader.supervise.loop import BuildEngine, Cancel, EngineLoop, Mark, Report, Stop, Submit
 
 EXIT_BROKEN = 70  # an exception came out of the engine: EX_SOFTWARE of sysexits.h
@@ -38,6 +38,7 @@ def main(argv: Sequence[str], build_engine: BuildEngine) -> int:
 
     Declared int so that a command line may end in `sys.exit(main())`.
     """
+    heap.share()
     faulthandler.enable(sys.stderr)
     log_to_stderr()
     child = EngineChild(launch.open_address(argv[-1]), build_engine)

@@ -8,8 +8,8 @@
     memory limit, if asked for          RLIMIT_AS             RLIMIT_AS        Job Object
 
 The pipe's EOF is enough everywhere (child.py watches it, also during a native call); the rest
-makes it certain. This is the one place of `supervise` with ctypes: prctl and the Job Object have no
-other door in the standard library. All of it is best effort: a refusal changes nothing else.
+makes it certain. ctypes, because prctl and the Job Object have no other door in the standard
+library. All of it is best effort: a refusal changes nothing else.
 """
 
 from __future__ import annotations
