@@ -90,7 +90,7 @@ def run(python: Path, *command: str) -> int:
 
 
 def run_all(python: Path, commands: Sequence[Sequence[str]]) -> int:
-    """Run one after the other, also after one has failed; return 0 if none did."""
+    """Run one after the other, also after one has failed; return 1 if any did."""
     failed = 0
     for command in commands:
         words = " ".join(command if len(command) < 9 else (*command[:8], "..."))
@@ -98,7 +98,7 @@ def run_all(python: Path, commands: Sequence[Sequence[str]]) -> int:
         ended = subprocess.run(
             [str(python), *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        failed |= ended.returncode
+        failed |= ended.returncode != 0  # killed by a signal it is negative
         text = ended.stdout.decode("utf-8", "replace")
         print(f"{text}- {words}: {'failed' if ended.returncode else 'passed'}", flush=True)
     return failed

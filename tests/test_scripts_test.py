@@ -26,10 +26,15 @@ def test_the_lanes_run_every_test_file_once():
 def test_a_lane_goes_on_after_a_failure_and_remembers_it(capfd):
     broken = ("-c", "print('oh'); raise SystemExit(3)")
     fine = ("-c", "print('well')")
-    assert command.run_all(sys.executable, [broken, fine]) == 3
+    assert command.run_all(sys.executable, [broken, fine]) == 1
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines] == [
         *("SystemExit(3)", "oh", "failed"),
         *("print('well')", "well", "passed"),
     ]
     assert command.run_all(sys.executable, [fine]) == 0
+
+
+def test_a_lane_that_was_killed_has_failed():
+    killed = ("-c", "import os; os.kill(os.getpid(), 9)")
+    assert command.run_all(sys.executable, [killed]) == 1

@@ -2,9 +2,9 @@
 
 glibc gives threads heaps of their own, eight for each core, so that they need not wait for each
 other. Here the interpreter lets one allocate at a time anyway, threads come and go with requests,
-and each heap keeps the most that it ever held: the front of a small model went from 43 to 62 MB in
-its first 42,000 requests and was still growing, while Python itself held less than one. With one
-heap it stays at 34.
+and each heap keeps the most that it ever held: the front of a soak went from 43 to 62 MB within
+42,000 requests and was still growing, while Python itself held less than one. With one heap it
+stays at 40.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class Routes(Generic[F]):
     def find(self, method: str, path: str) -> tuple[F, dict[str, str]]:
         """Return the function and its parameters; 404 or 405 (with Allow) if there is none."""
         template, parameters = self._match(path)
+        if not template:
+            raise HttpProblem(404, self._unknown(path[:200]))
         methods = self._methods[template]
         function = methods.get("GET" if method == "HEAD" else method)
         if function is None:
@@ -46,10 +48,7 @@ class Routes(Generic[F]):
 
     def template(self, path: str) -> str:
         """Return the pattern that serves `path`, "" if there is none."""
-        try:
-            return self._match(path)[0]
-        except HttpProblem:
-            return ""
+        return self._match(path)[0]
 
     def _match(self, path: str) -> tuple[str, dict[str, str]]:
         if path in self._methods and not _PARAMETER.search(path):
@@ -58,12 +57,13 @@ class Routes(Generic[F]):
             match = regex.fullmatch(path)
             if match is not None:
                 return template, match.groupdict()
-        raise HttpProblem(404, f"unknown URL: {path[:200]}{self._remedy(path[:200])}")
+        return "", {}
 
-    def _remedy(self, path: str) -> str:
+    def _unknown(self, path: str) -> str:
         near = get_close_matches(path, self._methods, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        return meant + ("; GET / lists what there is" if "/" in self._methods else "")
+        where = "; GET / lists what there is" if "/" in self._methods else ""
+        return f"unknown URL: {path}{meant}{where}"
 
 
 def _compile(template: str) -> Pattern[str]:
