@@ -198,7 +198,8 @@ class Child:
 _DUMP_STARTS = ("Fatal Python error", "Windows fatal exception", "Traceback (most recent")
 # What C++, the C library, ggml and Python say when an allocation fails.
 _NO_MEMORY = re.compile(
-    r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate|out of memory", re.IGNORECASE
+    r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate|(out of|insufficient) memory",
+    re.IGNORECASE,
 )
 # As of sd-daemon(3): a line may start with its syslog priority.
 _PRIORITY = re.compile(rb"<([0-7])>")
