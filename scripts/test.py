@@ -8,8 +8,8 @@ The first run makes a private environment in .venv/ (from the package index) and
 into libloader/lib/ if none is found, and six other builds of it to prove the layouts on (kept in
 the system's temporary folder); later runs need no network.
 
-All of it goes in two lanes side by side, for half of the tests mostly wait for servers. What a
-command prints comes when it has ended.
+What only computes runs beside the soak; tests that start servers have the machine to themselves,
+after that. What a command prints comes when it has ended.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ def main(arguments: list[str]) -> int:
         return 1
     if arguments:
         return run(python, "-m", "pytest", *arguments)
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        return max(pool.map(partial(run_all, python), lanes()))
+    failed = 0
+    for lanes in stages():
+        with ThreadPoolExecutor(min(len(lanes), os.cpu_count() or 1)) as pool:
+            failed = max(failed, *pool.map(partial(run_all, python), lanes))
+    return failed
 
 
-def lanes() -> tuple[Sequence[Sequence[str]], ...]:
-    """Return two lists of commands; together they are all that is to be run."""
+def stages() -> Sequence[Sequence[Sequence[Sequence[str]]]]:
+    """Return all that is to be run: stages one after the other, of lanes side by side."""
     patterns = [f"tests/test_{name}*.py" for name in COMPUTING]
     files = sorted(str(path.relative_to(ROOT)) for each in patterns for path in ROOT.glob(each))
-    return (
-        (
-            ("scripts/check.py",),
-            ("scripts/abi_matrix.py", "--ci"),  # old and new builds of libllama
-            ("-m", "pytest", *files),
-        ),
-        (
-            ("scripts/soak.py", "--minutes", "1", "--threads", "1"),
-            ("-m", "pytest", *(f"--ignore-glob={pattern}" for pattern in patterns)),
-        ),
+    computing = (
+        ("scripts/check.py",),
+        ("scripts/abi_matrix.py", "--ci"),  # old and new builds of libllama
+        ("-m", "pytest", *files),
     )
+    soak = (("scripts/soak.py", "--minutes", "1", "--threads", "1"),)
+    serving = (("-m", "pytest", *(f"--ignore-glob={pattern}" for pattern in patterns)),)
+    return (computing, soak), (serving,)
 
 
 def prepare() -> Path:

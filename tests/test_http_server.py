@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from serving import POCKET, ROOT, serving
+from web_client import wait_until
 
 from libloader.protocol import embeddings
 
@@ -116,10 +117,7 @@ def test_hangup_reads_the_key_file_again_and_sigterm_ends_with_0(tmp_path):
         keys.write_text("new\n")
         server.process.send_signal(signal.SIGHUP)
         new = {"Authorization": "Bearer new"}
-        for _ in range(100):
-            if server.get("/v1/models", new)[0] == 200:
-                break
-        assert server.get("/v1/models", new)[0] == 200
+        wait_until(lambda: server.get("/v1/models", new)[0] == 200)
         assert server.stop() == 0
 
 

@@ -1,4 +1,4 @@
-"""The test command: its two lanes run every file once, and say so when something fails."""
+"""The test command: it runs every file once, and says so when something fails."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ command = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(command)
 
 
-def test_the_lanes_run_every_test_file_once():
-    (*_, first), (*_, second) = command.lanes()
+def test_every_test_file_is_run_once():
+    ((*_, first), _), ((second,),) = command.stages()
     computing = set(first[2:])
     ignored = [argument.partition("=")[2] for argument in second[2:]]
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py")}
