@@ -9,7 +9,7 @@ import pytest
 from chat_scenarios import WEATHER
 from test_chat_answer import THINK
 
-from libloader.chat.answer import AnswerReader
+from libloader.chat.answer import SLICE, AnswerReader
 from libloader.chat.message import MessageReader, message
 from libloader.chat.tools import format_named
 
@@ -115,6 +115,22 @@ def test_tokens_of_reasoning_are_counted():
     for piece in ("<think>", "Hm.", "</think>", "Hi!"):
         reader.feed(piece, 1)
     assert reader.n_reasoning_tokens == 3
+
+
+def test_a_long_answer_is_read_in_slices_so_that_a_thousand_calls_cost_no_square(monkeypatch):
+    sizes = []
+
+    def feed(reader, text, n_tokens=0):
+        sizes.append(len(text))
+        return feed_one(reader, text, n_tokens)
+
+    feed_one = AnswerReader.feed
+    monkeypatch.setattr(AnswerReader, "feed", feed)
+    reader = new_reader()
+    deltas = reader.feed_all([(f"{CALL}\n", 20)] * 1000)
+    whole = message([*deltas, *reader.finish("stop")[0]])
+    assert len(whole["tool_calls"]) == 1000
+    assert max(sizes) <= SLICE < sum(sizes) == 1000 * len(f"{CALL}\n")
 
 
 @pytest.mark.parametrize("opened", [False, True])

@@ -23,6 +23,8 @@ from libloader.chat.tools.deltas import (
 from libloader.chat.tools.format import Format
 from libloader.chat.tools.reader import Reader
 
+SLICE = 4096  # characters that are read at once of an answer that is there as a whole
+
 
 class AnswerReader:
     """Reads one answer. `n_reasoning_tokens` and `n_calls` may be asked for at any time."""
@@ -64,11 +66,12 @@ class AnswerReader:
     def feed_all(self, pieces: Sequence[tuple[str, int]]) -> list[Delta]:
         """Return the deltas of an answer that is there as a whole, in pieces of (text, n_tokens).
 
-        The pieces matter only where their tokens may be some of reasoning: else it is one text.
+        The pieces matter only where their tokens may be some of reasoning: else there are fewer,
+        but short ones, for what a reader has in hand is copied at each call that it finds.
         """
         text = "".join([text for text, _ in pieces])
         if not (self._is_told_apart or self._splitter.finds_block(text)):
-            pieces = [(text, 0)]
+            pieces = [(text[i : i + SLICE], 0) for i in range(0, len(text), SLICE)]
         return [delta for text, n_tokens in pieces for delta in self.feed(text, n_tokens)]
 
     def finish(self) -> list[Delta]:
