@@ -310,6 +310,15 @@ def test_a_model_beyond_the_memory_limit_is_one_clear_line_at_the_start(limit_mi
     assert "Traceback" not in done.stderr
 
 
+def test_a_memory_limit_too_small_for_a_thread_is_one_clear_line_too():
+    """F08"""
+    done = start_alone(MODEL, "--memory-limit", 80, "-t", 1)
+    words = "the system gives the engine no thread with a stack of 64 MiB: raise --memory-limit"
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"igllama: {words}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_front_that_stands_still_loses_nothing(home: Home):
     """F12: a second, with 16 streams; the engine holds what it cannot write."""
     with troubled(home) as broken, broken.watched():

@@ -28,6 +28,10 @@ from libloader.supervise.loop import BuildEngine, Cancel, EngineLoop, Mark, Repo
 EXIT_BROKEN = 70  # an exception came out of the engine: EX_SOFTWARE of sysexits.h
 EXIT_REFUSED = 78  # the engine could not be built and said why: EX_CONFIG
 ENGINE_STACK_BYTES = 64 << 20
+NO_THREAD = (
+    f"the system gives the engine no thread with a stack of {ENGINE_STACK_BYTES >> 20} MiB: "
+    "raise --memory-limit, if given"
+)
 _PROGRESS_S = 0.1
 
 logger = logging.getLogger(__name__)
@@ -98,7 +102,11 @@ class EngineChild:
         settings = core.from_wire(core.EngineSettings, message["settings"])
         logging.getLogger().setLevel(settings.log_level.upper())
         threading.stack_size(ENGINE_STACK_BYTES)
-        threading.Thread(target=self._run, args=(settings,), name="engine", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(settings,), name="engine", daemon=True).start()
+        except RuntimeError:
+            self._refuse(errors.StartError(NO_THREAD))
+            os._exit(EXIT_REFUSED)
         threading.stack_size(0)
 
     # --- engine thread -------------------------------------------------------------------------
@@ -109,8 +117,7 @@ class EngineChild:
         try:
             code = self._serve(settings)
         except errors.IgllamaError as error:
-            logger.info("%s", error)  # the front says it
-            self._send({"op": "start_error", "error": errors.to_wire(error)})
+            self._refuse(error)
             code = EXIT_REFUSED
         except BrokenPipeError:  # the front is gone
             code = 0
@@ -173,6 +180,10 @@ class EngineChild:
 
     def _send_step(self, report: Report, events: Sequence[core.Event]) -> None:
         self._send_frame(channel.encode_step(report.ms, events, report.figures))
+
+    def _refuse(self, error: errors.IgllamaError) -> None:
+        logger.info("%s", error)  # the front says it
+        self._send({"op": "start_error", "error": errors.to_wire(error)})
 
     def _send(self, message: dict[str, Any]) -> None:
         self._send_frame(channel.encode(message))
